@@ -1,0 +1,491 @@
+//! The gates: may this scope be hurt now? Asked when the plan is made, and again, on a fresh [`Situation`], at the act.
+//!
+//! Every gate is answered even when an earlier one spared, so that `troop explain` can print them all; the first that
+//! spares is the reason. A scope may span several clusters: a gate about a cluster takes out only the clusters it spares,
+//! and the scope is spared when none is left.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::guard;
+use crate::ids::{AccountName, InstanceId, RegionName, ZoneName};
+use crate::inventory::{Group, Inventory, Lifecycle, TAG_SPARE};
+use crate::names::{AppName, ClusterName, GroupName};
+use crate::policy::{AppPolicy, ChaosPolicy, KillStyle, Policy};
+use crate::registry_view::Status;
+use crate::situation::{LedgerSeen, Reading, Situation, WindowSeen};
+use crate::spared::{Gate, Spared};
+use crate::step::{How, Step};
+
+/// An inventory older than this is stale at the act. Reads take well under a second; half a minute means that the cloud
+/// did not answer several times.
+pub const INVENTORY_MAX_AGE_S: i64 = 30;
+
+/// What is asked about: a scope of a team's policy, by its draw key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scope {
+    pub app: AppName,
+    pub draw_key: String,
+}
+
+/// Who asks. Every purpose passes every gate, but for what its variant names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Purpose {
+    /// A draw that fell. Bound by min workdays and one a day.
+    Drawn,
+    /// A person. Not bound by min workdays and one a day; `outside_window` needs a reason and is recorded.
+    Demand { outside_window: bool, instance: Option<InstanceId> },
+}
+
+/// Every gate answered ok at `checked_at`, for any one of these instances. Only [`ask`] makes one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Eligible {
+    candidates: BTreeMap<InstanceId, Candidate>,
+    how: How,
+    checked_at: Timestamp,
+}
+
+/// Where an eligible instance is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    pub account: AccountName,
+    pub region: RegionName,
+    pub zone: ZoneName,
+    pub group: GroupName,
+    /// The floor its group must keep.
+    pub floor: u32,
+}
+
+impl Eligible {
+    pub fn checked_at(&self) -> Timestamp {
+        self.checked_at
+    }
+
+    /// The candidates' ids, sorted by bytes, as the victim's draw wants them.
+    pub fn ids(&self) -> Vec<InstanceId> {
+        self.candidates.keys().cloned().collect()
+    }
+
+    /// The step that ends this candidate, and where. `None` for an id that is no candidate.
+    pub fn step(&self, victim: &InstanceId) -> Option<(Step, &Candidate)> {
+        let candidate = self.candidates.get(victim)?;
+        Some((Step::Terminate { group: candidate.group.clone(), instance: victim.clone(), kill: self.how }, candidate))
+    }
+
+    /// Whether this answer allows that very step.
+    pub fn covers(&self, step: &Step) -> bool {
+        match step {
+            Step::Terminate { group, instance, kill } => {
+                *kill == self.how && self.candidates.get(instance).is_some_and(|c| c.group == *group)
+            }
+            Step::CreateGroup { .. }
+            | Step::Resize { .. }
+            | Step::Flip { .. }
+            | Step::Enable { .. }
+            | Step::Disable { .. }
+            | Step::Destroy { .. }
+            | Step::OverrideGroup { .. }
+            | Step::CancelEntry { .. } => false,
+        }
+    }
+
+    pub(crate) fn describe(&self) -> String {
+        format!("terminate one of {} instances", self.candidates.len())
+    }
+}
+
+/// One gate's answer, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    pub gate: Gate,
+    /// What was found, or why it spares.
+    pub result: Result<String, Spared>,
+}
+
+/// All answers, and what follows from them.
+#[derive(Debug, Clone, PartialEq)]
+#[must_use]
+pub struct Verdict {
+    pub answers: Vec<Answer>,
+    pub result: Result<Eligible, Spared>,
+}
+
+/// One cluster of the scope while the gates are asked.
+struct Asked<'a> {
+    inventory: &'a Inventory,
+    cluster: &'a ClusterName,
+    /// The first gate about this cluster that spared it.
+    out: Option<Spared>,
+}
+
+/// Asks every gate about killing one instance of `scope` now.
+pub fn ask(situation: &Situation<'_>, scope: &Scope, purpose: &Purpose) -> Verdict {
+    let mut answers = Vec::with_capacity(Gate::ALL.len());
+    let policy = situation.policy.as_ref().copied().map_err(|why| Spared::NoPolicy { why: why.clone() });
+    let app = policy.clone().and_then(|policy| app_of(policy, scope));
+    let chaos = app.clone().and_then(|(_, app)| {
+        app.chaos
+            .as_ref()
+            .ok_or_else(|| Spared::NotNamed { team: "this".to_owned(), what: format!("chaos for `{}`", app.app) })
+    });
+    let mut clusters = app.as_ref().map(|(policy, app)| clusters_of(situation, policy, app, scope)).unwrap_or_default();
+    let statuses = statuses(situation);
+    let seen = ledger(situation);
+
+    for gate in Gate::ALL {
+        let result = match gate {
+            Gate::Policy => app.clone().and_then(|(policy, app)| {
+                chaos.clone()?;
+                policy_gate(policy, app, &mut clusters, scope)
+            }),
+            Gate::Leash => chaos.clone().and_then(|chaos| leash_gate(situation, chaos)),
+            Gate::Halt => halt_gate(situation),
+            Gate::Clock => situation.clock.clone().map(|()| "agrees".to_owned()).map_err(|why| Spared::Clock { why }),
+            Gate::Ledger => seen.clone().and_then(|seen| ledger_gate(seen, &clusters)),
+            Gate::Inventory => inventory_gate(situation),
+            Gate::Hold => app.clone().and_then(|(_, app)| hold_gate(app)),
+            Gate::Window => window_gate(situation, purpose),
+            Gate::Push => seen.clone().and_then(|seen| {
+                let during = chaos.as_ref().is_ok_and(|c| c.during_push);
+                each(&mut clusters, |asked| push_gate(seen, asked, during))
+            }),
+            Gate::History => seen.clone().and_then(|seen| history_gate(seen, chaos.clone()?, scope, purpose)),
+            Gate::Caps => seen.clone().and_then(|seen| caps_gate(situation, seen, policy.clone()?)),
+            Gate::Group => statuses.clone().and_then(|statuses| {
+                each(&mut clusters, |asked| {
+                    let group = serving_group(asked)?;
+                    guard::sound(group, &statuses, situation.now)?;
+                    Ok(format!("{} is whole with {}", group.name, group.members.len()))
+                })
+            }),
+            Gate::Floor => statuses.clone().and_then(|statuses| {
+                let (_, app) = app.clone()?;
+                let open = &seen.clone()?.unhealed;
+                each(&mut clusters, |asked| {
+                    let group = serving_group(asked)?;
+                    let left = guard::floor(group, &statuses, open, app.min_serving, situation.now)?;
+                    Ok(format!("{} - 1 >= {}", left + 1, app.min_serving))
+                })
+            }),
+            // Answered last, below: it needs every cluster that is still in.
+            Gate::Instance => continue,
+        };
+        answers.push(Answer { gate, result });
+    }
+    let candidates = instance_gate(situation, &app, seen.clone(), &clusters, statuses.as_ref(), purpose);
+    let instance_answer = candidates.as_ref().map(|c| format!("{} may be hurt", c.len())).map_err(Clone::clone);
+    answers.push(Answer { gate: Gate::Instance, result: instance_answer });
+
+    let spared = answers.iter().find_map(|a| a.result.as_ref().err().cloned());
+    let result = match (spared, candidates, chaos) {
+        (Some(spared), _, _) | (None, Err(spared), _) | (None, Ok(_), Err(spared)) => Err(spared),
+        (None, Ok(candidates), Ok(chaos)) => Ok(Eligible { candidates, how: how(chaos), checked_at: situation.now }),
+    };
+    Verdict { answers, result }
+}
+
+fn how(chaos: &ChaosPolicy) -> How {
+    match chaos.kill {
+        KillStyle::Crash => How::Crash,
+        KillStyle::Drain => How::Drain { delay: chaos.drain.max(Duration::ZERO) },
+    }
+}
+
+fn app_of<'a>(policy: &'a Policy, scope: &Scope) -> Result<(&'a Policy, &'a AppPolicy), Spared> {
+    let named = policy.apps.get(&scope.app);
+    named
+        .map(|app| (policy, app))
+        .ok_or_else(|| Spared::NotNamed { team: policy.team.to_string(), what: format!("app `{}`", scope.app) })
+}
+
+/// The clusters of the scope that the team owns, over all regions that could be read.
+fn clusters_of<'a>(situation: &Situation<'a>, policy: &Policy, app: &AppPolicy, scope: &Scope) -> Vec<Asked<'a>> {
+    let mut clusters = Vec::new();
+    for inventory in situation.inventories.iter().filter_map(|seen| seen.inventory.as_ref().ok().copied()) {
+        for cluster in inventory.clusters() {
+            let of_scope = cluster.app() == &scope.app
+                && app.draw_key(&inventory.account, &inventory.region, cluster) == scope.draw_key;
+            let owned = || inventory.groups_of(cluster).iter().any(|g| policy.owns(g));
+            if of_scope && owned() {
+                clusters.push(Asked { inventory, cluster, out: None });
+            }
+        }
+    }
+    clusters
+}
+
+/// Asks one question of every cluster still in; spared when none passes. With all out already it is asked of all, so
+/// that `explain` still has something to say.
+fn each<'a>(
+    clusters: &mut [Asked<'a>],
+    mut question: impl FnMut(&Asked<'a>) -> Result<String, Spared>,
+) -> Result<String, Spared> {
+    let none_left = clusters.iter().all(|c| c.out.is_some());
+    let total = clusters.len();
+    let mut passed = Vec::new();
+    let mut first_spared = None;
+    for asked in clusters.iter_mut().filter(|c| none_left || c.out.is_none()) {
+        match question(asked) {
+            Ok(text) => passed.push(text),
+            Err(spared) => {
+                first_spared.get_or_insert_with(|| spared.clone());
+                asked.out.get_or_insert(spared);
+            }
+        }
+    }
+    match (passed.as_slice(), first_spared) {
+        ([], Some(spared)) => Err(spared),
+        ([], None) => Err(Spared::Unknown { what: "the scope", why: "it has no cluster".to_owned() }),
+        ([one], _) if total == 1 => Ok(one.clone()),
+        (some, _) => Ok(format!("{} of {total} clusters: {}", some.len(), some.join("; "))),
+    }
+}
+
+fn policy_gate(policy: &Policy, app: &AppPolicy, clusters: &mut [Asked<'_>], scope: &Scope) -> Result<String, Spared> {
+    if clusters.is_empty() {
+        return Err(Spared::NotTheirs { what: scope.draw_key.clone(), team: policy.team.to_string() });
+    }
+    each(clusters, |asked| {
+        if let Some(why) = app.exempt(&asked.inventory.account, &asked.inventory.region, asked.cluster) {
+            return Err(Spared::Exempt { why });
+        }
+        // One group with another team's tag makes the whole cluster doubtful.
+        let foreign = asked.inventory.groups_of(asked.cluster).into_iter().find(|g| !policy.owns(g));
+        if let Some(group) = foreign {
+            return Err(Spared::NotTheirs { what: group.name.to_string(), team: policy.team.to_string() });
+        }
+        Ok(format!("{}, tag agrees", app.place))
+    })
+}
+
+fn leash_gate(situation: &Situation<'_>, chaos: &ChaosPolicy) -> Result<String, Spared> {
+    match situation.site_leashed {
+        Err(ref why) => Err(Spared::Unknown { what: "the leash", why: why.clone() }),
+        Ok(true) => Err(Spared::Leashed { by: "site" }),
+        Ok(false) if chaos.leashed => Err(Spared::Leashed { by: "policy" }),
+        Ok(false) => Ok("unleashed".to_owned()),
+    }
+}
+
+fn halt_gate(situation: &Situation<'_>) -> Result<String, Spared> {
+    match &situation.halt {
+        Err(why) => Err(Spared::Unknown { what: "the halt state", why: why.clone() }),
+        Ok(Some(h)) => Err(Spared::Halted { who: h.who.clone(), since: h.at.to_string(), why: h.why.clone() }),
+        Ok(None) => Ok("not halted".to_owned()),
+    }
+}
+
+fn ledger<'a>(situation: &'a Situation<'_>) -> Result<&'a LedgerSeen, Spared> {
+    situation.ledger.as_ref().map_err(|why| Spared::Unknown { what: "the ledger", why: why.clone() })
+}
+
+fn ledger_gate(seen: &LedgerSeen, clusters: &[Asked<'_>]) -> Result<String, Spared> {
+    let mut marks = 0;
+    for group in clusters.iter().flat_map(|asked| asked.inventory.groups_of(asked.cluster)) {
+        let Some(tag) = group.tags.get(crate::inventory::TAG_MARK) else { continue };
+        marks += 1;
+        // A mark that was not looked up is as doubtful as one that is not there.
+        if !seen.marks.get(&group.name).is_some_and(|m| m.known && m.mark == *tag) {
+            return Err(Spared::ForeignMark { group: group.name.clone(), mark: tag.clone() });
+        }
+    }
+    Ok(format!("holds {marks} marks of the cloud"))
+}
+
+fn inventory_gate(situation: &Situation<'_>) -> Result<String, Spared> {
+    let mut instances = 0;
+    if situation.inventories.is_empty() {
+        return Err(Spared::Unknown { what: "the inventory", why: "no region was read".to_owned() });
+    }
+    for seen in &situation.inventories {
+        let inventory = match &seen.inventory {
+            Ok(inventory) => inventory,
+            Err(why) => return Err(Spared::Unknown { what: "the inventory", why: why.clone() }),
+        };
+        let age_s = situation.now.as_second().saturating_sub(inventory.read_at.as_second());
+        if !(-1..=INVENTORY_MAX_AGE_S).contains(&age_s) {
+            let account = inventory.account.clone();
+            return Err(Spared::StaleInventory { account, age_s, limit_s: INVENTORY_MAX_AGE_S });
+        }
+        if let Some(shrunk) = seen.shrunk {
+            return Err(Spared::Shrunk { from: shrunk.from, to: shrunk.to });
+        }
+        instances += inventory.instance_count();
+    }
+    Ok(format!("{instances} instances, fresh"))
+}
+
+fn hold_gate(app: &AppPolicy) -> Result<String, Spared> {
+    if app.hold_while.is_empty() {
+        return Ok("no hold signal".to_owned());
+    }
+    Err(Spared::HoldNotAsked { signals: app.hold_while.join(", ") })
+}
+
+fn window_gate(situation: &Situation<'_>, purpose: &Purpose) -> Result<String, Spared> {
+    match (&situation.window, purpose) {
+        (_, Purpose::Demand { outside_window: true, .. }) => {
+            Ok("not asked: outside the window by a recorded reason".to_owned())
+        }
+        (Err(why), _) => Err(Spared::Unknown { what: "the window", why: why.clone() }),
+        (Ok(WindowSeen::Shut { why, opens }), _) => Err(Spared::WindowShut { why: why.clone(), opens: *opens }),
+        (Ok(WindowSeen::Open { shuts_in, next_holiday, .. }), _) => {
+            let next = next_holiday.as_ref().map(|h| format!(", next holiday {h}")).unwrap_or_default();
+            Ok(format!("shuts in {shuts_in}{next}"))
+        }
+    }
+}
+
+fn serving_group<'a>(asked: &Asked<'a>) -> Result<&'a Group, Spared> {
+    asked.inventory.serving(asked.cluster).map_err(|e| Spared::NotServing { why: e.to_string() })
+}
+
+fn push_gate(seen: &LedgerSeen, asked: &Asked<'_>, during_push: bool) -> Result<String, Spared> {
+    match seen.locks.get(asked.cluster) {
+        Some(holder) if !during_push => {
+            Err(Spared::PushInFlight { cluster: asked.cluster.to_string(), holder: holder.clone() })
+        }
+        holder => {
+            let group = serving_group(asked)?;
+            let push = holder.map_or("none in flight".to_owned(), |h| format!("{h}, allowed by `during_push`"));
+            Ok(format!("{push}, {} serves", group.name))
+        }
+    }
+}
+
+fn history_gate(seen: &LedgerSeen, chaos: &ChaosPolicy, scope: &Scope, purpose: &Purpose) -> Result<String, Spared> {
+    if let Some(mark) = &seen.history.unhealed {
+        let (draw_key, since, why) = (scope.draw_key.clone(), mark.since.to_string(), mark.why.clone());
+        return Err(Spared::Unhealed { draw_key, since, why });
+    }
+    if *purpose == Purpose::Drawn && seen.history.drawn_today {
+        return Err(Spared::DrawnToday);
+    }
+    let Some(last) = &seen.history.last_kill else { return Ok("never killed".to_owned()) };
+    if last.still_healing {
+        return Err(Spared::StillHealing { what: last.text.clone() });
+    }
+    if *purpose == Purpose::Drawn && last.workdays_ago < chaos.rate.min_workdays {
+        return Err(Spared::TooSoon { workdays: last.workdays_ago, min: chaos.rate.min_workdays });
+    }
+    Ok(format!("last kill {}, {}, {} workdays ago", last.day, last.text, last.workdays_ago))
+}
+
+fn caps_gate(situation: &Situation<'_>, seen: &LedgerSeen, policy: &Policy) -> Result<String, Spared> {
+    let team = policy.team.to_string();
+    if let Some(cap) = policy.caps.kills_per_day.filter(|cap| seen.team_kills_today >= *cap) {
+        return Err(Spared::DayCap { kills: seen.team_kills_today, cap, whose: format!("team `{team}`") });
+    }
+    if let Some(cap) = situation.site_caps.kills_per_day.filter(|cap| seen.site_kills_today >= *cap) {
+        return Err(Spared::DayCap { kills: seen.site_kills_today, cap, whose: "the site".to_owned() });
+    }
+    let open = count(seen.unhealed.iter().filter(|act| act.team.as_ref() == Some(&policy.team)).count());
+    if open >= policy.caps.unhealed_at_once {
+        return Err(Spared::UnhealedCap { open, cap: policy.caps.unhealed_at_once, team });
+    }
+    let cap = policy.caps.kills_per_day.map_or("no cap".to_owned(), |cap| cap.to_string());
+    Ok(format!("{} of {cap} today, {open} unhealed", seen.team_kills_today))
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+type Statuses = BTreeMap<InstanceId, Status>;
+
+/// The registry's word on every instance; unknown where it is warming, unless no group here needs it.
+fn statuses(situation: &Situation<'_>) -> Result<Statuses, Spared> {
+    let inventories = || situation.inventories.iter().filter_map(|seen| seen.inventory.as_ref().ok());
+    let needed = inventories().any(|i| i.groups.values().any(|g| g.registry_required));
+    let unknown = |why: &str| Err(Spared::Unknown { what: "the registry", why: why.to_owned() });
+    match &situation.registry {
+        _ if !needed => Ok(Statuses::new()),
+        Err(why) => unknown(why),
+        Ok(view) if view.warming => unknown("it has just started and is warming up"),
+        Ok(view) => Ok(inventories().flat_map(|i| view.statuses(i)).collect()),
+    }
+}
+
+fn instance_gate(
+    situation: &Situation<'_>,
+    app: &Result<(&Policy, &AppPolicy), Spared>,
+    seen: Result<&LedgerSeen, Spared>,
+    clusters: &[Asked<'_>],
+    statuses: Result<&Statuses, &Spared>,
+    purpose: &Purpose,
+) -> Result<BTreeMap<InstanceId, Candidate>, Spared> {
+    let (app, seen, statuses) = (app.clone()?.1, seen?, statuses.map_err(Clone::clone)?);
+    let mut candidates = BTreeMap::new();
+    let mut first_spared = None;
+    for asked in clusters.iter().filter(|c| c.out.is_none()) {
+        let group = serving_group(asked)?;
+        for instance in group.members.values() {
+            let spare = |why: String| Spared::NoInstance { group: group.name.clone(), why };
+            let verdict = may_be_hurt(group, instance, statuses, situation.now).map_err(spare).and_then(|()| {
+                let cap = situation.site_caps.unhealed_per_zone;
+                let open = count(seen.unhealed.iter().filter(|act| act.zone.as_ref() == Some(&instance.zone)).count());
+                if open >= cap { Err(Spared::ZoneCap { zone: instance.zone.clone(), open, cap }) } else { Ok(()) }
+            });
+            match verdict {
+                Ok(()) => {
+                    let candidate = Candidate {
+                        account: asked.inventory.account.clone(),
+                        region: asked.inventory.region.clone(),
+                        zone: instance.zone.clone(),
+                        group: group.name.clone(),
+                        floor: app.min_serving,
+                    };
+                    candidates.insert(instance.id.clone(), candidate);
+                }
+                Err(spared) => {
+                    first_spared.get_or_insert(spared);
+                }
+            }
+        }
+    }
+    if let Purpose::Demand { instance: Some(wanted), .. } = purpose {
+        let found = candidates.remove(wanted);
+        return match found {
+            Some(candidate) => Ok(BTreeMap::from([(wanted.clone(), candidate)])),
+            None => {
+                let why =
+                    first_spared.map_or_else(|| "it is no member of the serving group".to_owned(), |s| s.to_string());
+                Err(Spared::ThisInstance { instance: wanted.clone(), why })
+            }
+        };
+    }
+    if candidates.is_empty() {
+        let none = || Spared::Unknown { what: "the scope", why: "no cluster of it is left".to_owned() };
+        return Err(first_spared.or_else(|| clusters.iter().find_map(|c| c.out.clone())).unwrap_or_else(none));
+    }
+    Ok(candidates)
+}
+
+/// In service and healthy, not protected, not in standby, not opted out.
+fn may_be_hurt(
+    group: &Group,
+    instance: &crate::inventory::Instance,
+    statuses: &Statuses,
+    now: Timestamp,
+) -> Result<(), String> {
+    if group.tags.contains_key(TAG_SPARE) {
+        return Err(format!("{} carries the tag `{TAG_SPARE}`", group.name));
+    }
+    if instance.spare {
+        return Err(format!("{} carries the tag `{TAG_SPARE}`", instance.id));
+    }
+    if instance.protected {
+        return Err(format!("{} is protected", instance.id));
+    }
+    if instance.lifecycle == Lifecycle::Standby {
+        return Err(format!("{} is in standby", instance.id));
+    }
+    guard::serves(group, instance, statuses.get(&instance.id).copied(), now)
+}
+
+/// What the gates read of a reading that may be missing, for callers that build a [`Situation`].
+pub fn reading<T, E: std::fmt::Display>(result: Result<T, E>) -> Reading<T> {
+    result.map_err(|e| e.to_string())
+}

@@ -1,0 +1,25 @@
+//! The vocabulary and the rules of Troop.
+//!
+//! Everything here is pure: no clock, no network, no file, no runtime. A policy file comes in as text, the world
+//! as an [`inventory::Inventory`] and a [`situation::Situation`], time as an argument, chance as a [`draw::DayKey`];
+//! answers come out as values that say why. Other crates carry these answers out and choose nothing themselves.
+//!
+//! **Invariant:** this crate knows no cloud, no ledger and no runtime, and never reads the time.
+
+pub mod draw;
+pub mod gates;
+pub mod guard;
+pub mod ids;
+pub mod intent;
+pub mod inventory;
+pub mod leash;
+pub mod names;
+pub mod plan;
+pub mod policy;
+pub mod registry_view;
+pub mod situation;
+pub mod spared;
+pub mod step;
+
+pub use ids::{AccountName, ImageId, InstanceId, IntentId, RegionName, TeamName, ZoneName};
+pub use names::{AppName, ClusterName, GroupName};

@@ -1,0 +1,274 @@
+//! A team's policy and the site's settings, after parsing: every value here has been checked.
+//!
+//! The text form, its diagnostics and its JSON Schema are in [`crate::file`]; what the rules make of it in [`crate::gates`].
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use jiff::civil::{Date, DateTime, Time, Weekday};
+use jiff::tz::TimeZone;
+
+use crate::ids::{AccountName, RegionName, TeamName};
+use crate::inventory::Group;
+use crate::names::{AppName, ClusterName};
+
+/// Where in a file something was said, for reasons that operators read (`shop.toml:42`).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct Place {
+    pub file: String,
+    /// 1-based.
+    pub line: usize,
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.file, self.line)
+    }
+}
+
+/// One team's policy file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policy {
+    pub place: Place,
+    pub team: TeamName,
+    pub owner: Option<String>,
+    pub notify: Vec<String>,
+    pub time_zone: TimeZone,
+    /// The zone's IANA name, as written.
+    pub time_zone_name: String,
+    pub windows: Vec<Window>,
+    pub holidays: Holidays,
+    pub blackouts: Vec<Blackout>,
+    pub caps: TeamCaps,
+    pub apps: BTreeMap<AppName, AppPolicy>,
+}
+
+/// When monkeys may act: from `open` up to, not including, `close`, on these days. `close` before `open` means overnight,
+/// and such a window belongs to its first day.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Window {
+    pub days: Vec<Weekday>,
+    pub open: Time,
+    pub close: Time,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Holidays {
+    /// Built-in calendars, such as `us-federal`.
+    pub calendars: Vec<String>,
+    /// iCalendar files, relative to the policy file.
+    pub files: Vec<PathBuf>,
+    pub dates: Vec<Date>,
+}
+
+/// Nothing happens from `from` up to, not including, `until`, both civil in the policy's zone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blackout {
+    pub from: DateTime,
+    pub until: DateTime,
+    pub reason: String,
+    pub place: Place,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TeamCaps {
+    /// Kills a day over all apps of the file; `None` means no bound but one a scope.
+    pub kills_per_day: Option<u32>,
+    /// Acts of the team that have not healed yet, at most. 1 unless the file says otherwise.
+    pub unhealed_at_once: u32,
+}
+
+impl Default for TeamCaps {
+    fn default() -> Self {
+        Self { kills_per_day: None, unhealed_at_once: 1 }
+    }
+}
+
+/// What a scope is: a cluster, a stack or an app.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Grouping {
+    Cluster,
+    Stack,
+    App,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct AppPolicy {
+    pub place: Place,
+    pub app: AppName,
+    pub grouping: Grouping,
+    pub regions_independent: bool,
+    /// The floor. Required wherever a monkey is named; 0 where none is.
+    pub min_serving: u32,
+    pub heals_within: Duration,
+    /// Clusters whose name ends with one of these are never hurt.
+    pub never_suffixes: Vec<String>,
+    pub hold_while: Vec<String>,
+    pub chaos: Option<ChaosPolicy>,
+    pub latency: Option<LatencyPolicy>,
+    pub exceptions: Vec<Exception>,
+    pub drills: Vec<Drill>,
+    /// Two policy files name this app: refused in both, with this reason.
+    pub refused: Option<String>,
+}
+
+/// How often a monkey acts on one scope.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    pub mean_workdays: u32,
+    pub min_workdays: u32,
+}
+
+impl Rate {
+    /// The odds on each workday from the min-th after the last kill: `1 / (mean - min + 1)`, so that the gap is geometric
+    /// from `min` on and its mean is `mean`.
+    pub fn odds(self) -> f64 {
+        1.0 / f64::from(self.mean_workdays.saturating_sub(self.min_workdays) + 1)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct ChaosPolicy {
+    pub place: Place,
+    pub leashed: bool,
+    pub rate: Rate,
+    pub kill: KillStyle,
+    /// How long a drain kill waits between taking the instance out of the balancer and SIGTERM.
+    pub drain: Duration,
+    /// Whether it may also act while a push holds the cluster.
+    pub during_push: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KillStyle {
+    Crash,
+    Drain,
+}
+
+/// Parsed and checked now; the latency monkey itself is not part of this build.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LatencyPolicy {
+    pub place: Place,
+    pub leashed: bool,
+    pub rate: Rate,
+    pub delay: (Duration, Duration),
+    pub jitter: Option<(Duration, Duration)>,
+    pub loss_percent: Option<(f64, f64)>,
+    pub lasts: Duration,
+    pub instances: u32,
+    pub to: Vec<String>,
+    pub abort_when: Option<AbortWhen>,
+    pub during_push: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AbortWhen {
+    pub errors_above_percent: f64,
+    pub over: Duration,
+}
+
+/// Where an app is never hurt. `*` matches anything, an empty text only what is absent; all four must match.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exception {
+    pub place: Place,
+    pub account: String,
+    pub region: String,
+    pub stack: String,
+    pub detail: String,
+    pub reason: String,
+}
+
+impl Exception {
+    pub fn matches(&self, account: &AccountName, region: &RegionName, cluster: &ClusterName) -> bool {
+        let one = |pattern: &str, value: &str| pattern == "*" || pattern == value;
+        one(&self.account, account.as_str())
+            && one(&self.region, region.as_str())
+            && one(&self.stack, cluster.stack().unwrap_or(""))
+            && one(&self.detail, cluster.detail().unwrap_or(""))
+    }
+}
+
+/// A kill on a cron line. Parsed and checked now, carried out by the next build.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drill {
+    pub place: Place,
+    pub cron: String,
+    pub monkey: String,
+}
+
+impl AppPolicy {
+    /// The draw key of the scope that a cluster in a region belongs to: `account/region/KEY`, or `account/KEY` where
+    /// regions are not independent; KEY is the cluster, `app-stack` or the app.
+    pub fn draw_key(&self, account: &AccountName, region: &RegionName, cluster: &ClusterName) -> String {
+        let key = match self.grouping {
+            Grouping::Cluster => cluster.as_str().to_owned(),
+            // A cluster without a stack is a scope of its own, never "any stack".
+            Grouping::Stack => match cluster.stack() {
+                Some(stack) => format!("{}-{stack}", cluster.app()),
+                None => cluster.app().to_string(),
+            },
+            Grouping::App => cluster.app().to_string(),
+        };
+        if self.regions_independent { format!("{account}/{region}/{key}") } else { format!("{account}/{key}") }
+    }
+
+    /// The first reason in the policy itself never to touch this cluster.
+    pub fn exempt(&self, account: &AccountName, region: &RegionName, cluster: &ClusterName) -> Option<String> {
+        if let Some(why) = &self.refused {
+            return Some(why.clone());
+        }
+        if let Some(exception) = self.exceptions.iter().find(|e| e.matches(account, region, cluster)) {
+            return Some(format!("exception at {}: {}", exception.place, exception.reason));
+        }
+        let suffix = self.never_suffixes.iter().find(|s| cluster.as_str().ends_with(s.as_str()))?;
+        Some(format!("`never_suffixes` at {} lists `{suffix}`", self.place))
+    }
+}
+
+impl Policy {
+    /// Whether a group opted in to this policy: its app stands here and its tag `troop:team` equals the file's team.
+    pub fn owns(&self, group: &Group) -> bool {
+        self.apps.contains_key(group.name.app()) && group.team().as_ref() == Some(&self.team)
+    }
+}
+
+/// The site file `troop.toml`, or the embedded defaults.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Site {
+    pub name: String,
+    /// Leashed unless the file says `leashed = false`; the embedded cloud alone is unleashed by default.
+    pub leashed: bool,
+    pub policies: PathBuf,
+    pub caps: SiteCaps,
+    pub registry_lease: Duration,
+    pub accounts: Vec<Account>,
+    pub listen: PathBufOrDefault,
+    pub hold_while: Vec<String>,
+}
+
+/// The control socket's place, where the site file names one.
+pub type PathBufOrDefault = Option<PathBuf>;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    pub name: AccountName,
+    pub role: Option<String>,
+    pub regions: Vec<RegionName>,
+}
+
+/// Caps over all teams.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SiteCaps {
+    pub kills_per_day: Option<u32>,
+    /// Unhealed acts a zone over all teams. 1 by default, so that two teams' kills never add up to a lost zone.
+    pub unhealed_per_zone: u32,
+}
+
+impl Default for SiteCaps {
+    fn default() -> Self {
+        Self { kills_per_day: None, unhealed_per_zone: 1 }
+    }
+}
