@@ -110,6 +110,20 @@ pub struct Answer {
 pub struct Verdict {
     pub answers: Vec<Answer>,
     pub result: Result<Eligible, Spared>,
+    /// Who passed every gate about clusters and instances, also where another gate spares: what `explain` counts, and
+    /// from whom a leashed kill would have been drawn. Sorted by bytes.
+    pub candidates: Vec<InstanceId>,
+}
+
+impl Verdict {
+    /// The leash that alone stands between this answer and a kill, if that is so.
+    pub fn only_leashed_by(&self) -> Option<&'static str> {
+        let mut spared = self.answers.iter().filter_map(|a| a.result.as_ref().err());
+        match (spared.next(), spared.next()) {
+            (Some(Spared::Leashed { by }), None) => Some(by),
+            _ => None,
+        }
+    }
 }
 
 /// One cluster of the scope while the gates are asked.
@@ -178,12 +192,13 @@ pub fn ask(situation: &Situation<'_>, scope: &Scope, purpose: &Purpose) -> Verdi
     let instance_answer = candidates.as_ref().map(|c| format!("{} may be hurt", c.len())).map_err(Clone::clone);
     answers.push(Answer { gate: Gate::Instance, result: instance_answer });
 
+    let ids = candidates.as_ref().map(|c| c.keys().cloned().collect()).unwrap_or_default();
     let spared = answers.iter().find_map(|a| a.result.as_ref().err().cloned());
     let result = match (spared, candidates, chaos) {
         (Some(spared), _, _) | (None, Err(spared), _) | (None, Ok(_), Err(spared)) => Err(spared),
         (None, Ok(candidates), Ok(chaos)) => Ok(Eligible { candidates, how: how(chaos), checked_at: situation.now }),
     };
-    Verdict { answers, result }
+    Verdict { answers, result, candidates: ids }
 }
 
 fn how(chaos: &ChaosPolicy) -> How {
@@ -489,3 +504,6 @@ fn may_be_hurt(
 pub fn reading<T, E: std::fmt::Display>(result: Result<T, E>) -> Reading<T> {
     result.map_err(|e| e.to_string())
 }
+
+#[cfg(test)]
+mod tests;

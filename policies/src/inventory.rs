@@ -107,7 +107,7 @@ impl Group {
     }
 
     /// Members in service and healthy by a fresh verdict; without targets, in service alone.
-    pub fn healthy<'a>(&'a self, now: Timestamp) -> impl Iterator<Item = &'a Instance> {
+    pub fn healthy(&self, now: Timestamp) -> impl Iterator<Item = &Instance> {
         self.members.values().filter(move |i| {
             i.lifecycle == Lifecycle::InService
                 && (!self.has_targets || i.target.as_ref().is_some_and(|t| t.is_good(now)))
@@ -141,10 +141,12 @@ impl Inventory {
             .copied();
         match (serving.next(), serving.next()) {
             (Some(group), None) => Ok(group),
-            (None, _) => Err(NotServing::None { cluster: cluster.clone() }),
-            (Some(a), Some(b)) => {
-                Err(NotServing::Several { cluster: cluster.clone(), first: a.name.clone(), second: b.name.clone() })
-            }
+            (None, _) => Err(NotServing::None { cluster: cluster.to_string() }),
+            (Some(a), Some(b)) => Err(NotServing::Several {
+                cluster: cluster.to_string(),
+                first: a.name.to_string(),
+                second: b.name.to_string(),
+            }),
         }
     }
 
@@ -162,7 +164,7 @@ impl Inventory {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotServing {
     #[error("no enabled group of `{cluster}` serves")]
-    None { cluster: ClusterName },
+    None { cluster: String },
     #[error("`{first}` and `{second}` of `{cluster}` both serve")]
-    Several { cluster: ClusterName, first: GroupName, second: GroupName },
+    Several { cluster: String, first: String, second: String },
 }

@@ -7,6 +7,8 @@
 //! **Invariant:** this crate knows no cloud, no ledger and no runtime, and never reads the time.
 
 pub mod draw;
+#[cfg(test)]
+mod fixture;
 pub mod gates;
 pub mod guard;
 pub mod ids;
@@ -15,6 +17,7 @@ pub mod inventory;
 pub mod leash;
 pub mod names;
 pub mod plan;
+pub mod plausible;
 pub mod policy;
 pub mod registry_view;
 pub mod situation;

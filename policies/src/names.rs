@@ -242,8 +242,9 @@ mod tests {
 
     #[test]
     fn parses_the_known_shapes() {
-        // (text, cluster, app, stack, detail, sequence)
-        let rows: &[(&str, &str, &str, Option<&str>, Option<&str>, Option<u32>)] = &[
+        /// Text, cluster, app, stack, detail, sequence.
+        type Row = (&'static str, &'static str, &'static str, Option<&'static str>, Option<&'static str>, Option<u32>);
+        let rows: &[Row] = &[
             ("api-test-A-v406", "api-test-A", "api", Some("test"), Some("A"), Some(406)),
             ("actiondrainer--v003", "actiondrainer-", "actiondrainer", None, None, Some(3)),
             ("evcache-us-east-1d-0-v223", "evcache-us-east-1d-0", "evcache", Some("us"), Some("east-1d-0"), Some(223)),

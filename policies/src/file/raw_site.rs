@@ -1,0 +1,128 @@
+//! The site file `troop.toml` as it is written; see [`super::raw`] for how these types are used.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::scalar::{DurationText, Sp};
+
+/// The site file `troop.toml`: what holds for every team. Each key but `site` has a default.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "Troop site file")]
+pub(crate) struct RawSite {
+    /// The version of this file's form: 1, also when absent.
+    #[schemars(range(min = 1, max = 1))]
+    pub format: Option<Sp<u32>>,
+    /// The site's name, shown in plans and reports.
+    #[schemars(required, length(max = 128))]
+    pub site: Option<Sp<String>>,
+    /// `true` (the default): the whole site plans and explains and changes nothing; pushes are refused too.
+    pub leashed: Option<Sp<bool>>,
+    /// The folder of the policy files (`policies` unless said otherwise), relative to this file.
+    #[schemars(length(min = 1))]
+    pub policies: Option<Sp<String>>,
+    /// The folder in which Troop keeps its state, relative to this file; `--state` and TROOP_STATE come first.
+    #[schemars(length(min = 1))]
+    pub state: Option<Sp<String>>,
+    /// Bounds over all teams.
+    pub caps: Option<Sp<RawSiteCaps>>,
+    /// The service registry.
+    pub registry: Option<Sp<RawRegistry>>,
+    /// The cloud accounts. None: the embedded cloud.
+    #[serde(default)]
+    #[schemars(length(max = 200))]
+    pub accounts: Vec<Sp<RawAccount>>,
+    /// Where the acts are recorded.
+    pub ledger: Option<Sp<RawLedger>>,
+    /// Addresses on which Troop is reached.
+    pub listeners: Option<Sp<RawListeners>>,
+    /// Signals that hold the whole site.
+    pub signals: Option<Sp<RawSignals>>,
+    /// Where teams are told, by the name that a policy's `notify` uses.
+    #[serde(default)]
+    #[schemars(extend("maxProperties" = 100))]
+    pub channels: BTreeMap<Sp<String>, Sp<RawChannel>>,
+}
+
+/// Bounds over all teams.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawSiteCaps {
+    /// Kills a day over all teams, at most.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub kills_per_day: Option<Sp<u32>>,
+    /// Acts in one zone that have not healed yet, over all teams (1 unless said otherwise).
+    #[schemars(range(min = 1, max = 100_000))]
+    pub unhealed_per_zone: Option<Sp<u32>>,
+}
+
+/// The service registry.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawRegistry {
+    /// How long an entry lives without a heartbeat (`90s`; on the embedded cloud `3s`).
+    pub lease: Option<Sp<DurationText>>,
+}
+
+/// One account of a cloud.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawAccount {
+    /// The name used in draw keys and exceptions, such as `prod`.
+    #[schemars(required, length(max = 128))]
+    pub name: Option<Sp<String>>,
+    /// The role to assume, as an ARN; without it the credentials of the environment.
+    pub role: Option<Sp<String>>,
+    /// The regions that are looked at. One that is not named is never touched.
+    #[serde(default)]
+    #[schemars(required, length(min = 1, max = 100), extend("uniqueItems" = true))]
+    pub regions: Vec<Sp<String>>,
+}
+
+/// Where the acts are recorded.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawLedger {
+    /// The SQLite file (in the state folder unless said otherwise), relative to this file.
+    #[schemars(length(min = 1))]
+    pub file: Option<Sp<String>>,
+}
+
+/// Addresses on which Troop is reached.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawListeners {
+    /// The embedded cloud's balancer, on the loopback (`127.0.0.1:8080`, or a free port, unless said otherwise).
+    pub balancer: Option<Sp<String>>,
+}
+
+/// Signals that hold the whole site.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawSignals {
+    /// Alerts that hold everything while they fire or cannot be asked, as `SOURCE:MATCHER`.
+    #[serde(default)]
+    #[schemars(length(max = 20), extend("uniqueItems" = true))]
+    pub hold_while: Vec<Sp<String>>,
+}
+
+/// Where teams are told.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawChannel {
+    /// What kind of channel it is.
+    #[schemars(required)]
+    pub kind: Option<Sp<RawChannelKind>>,
+    /// A file that holds the address to post to, which is a secret, so that this file can be shown to anybody.
+    #[schemars(required, length(min = 1))]
+    pub url_file: Option<Sp<String>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum RawChannelKind {
+    Slack,
+    Webhook,
+}

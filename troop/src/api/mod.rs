@@ -1,0 +1,3 @@
+//! The control plane's HTTP/JSON API, `/api/v1`, on STATE/run/control.sock.
+
+pub mod types;

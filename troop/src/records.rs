@@ -1,0 +1,157 @@
+//! What Troop writes into the ledger. The ledger keeps kind, version and JSON; the meaning is here.
+
+use jiff::Timestamp;
+use jiff::civil::Date;
+use serde::{Deserialize, Serialize};
+use troop_policies::intent::{Intent, Outcome};
+use troop_policies::spared::Gate;
+use troop_policies::{ClusterName, GroupName, InstanceId, IntentId, TeamName, ZoneName};
+
+/// The version written with every event of this build.
+pub const RECORD_VERSION: u32 = 1;
+
+/// One event.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "record")]
+pub enum Record {
+    PlanMade { day: Date, team: TeamName, chosen: u32, spared: u32, late: bool },
+    /// Scopes that appeared or opted in after the plan was made.
+    PlanJoined { day: Date, team: TeamName, draw_keys: Vec<String> },
+    DayKeyPublished { day: Date, team: TeamName },
+    /// Written in the transaction that checked guard and fence, before the act.
+    Intended { intent: Intent, zone: Option<ZoneName> },
+    Settled { intent: Intent, outcome: Outcome },
+    Healed { intent: IntentId, draw_key: String, group: GroupName, instance: InstanceId, seconds: f64 },
+    NotHealed { intent: IntentId, draw_key: String, group: GroupName, instance: InstanceId, after_seconds: f64, why: String },
+    /// A drawn entry, or a kill on demand, that a gate spared at the act.
+    SparedAtAct { team: TeamName, draw_key: String, monkey: String, day: Date, gate: Gate, why: String, demand: bool },
+    /// Every gate but the leash was passed: this is what would have been killed.
+    WouldHave { team: TeamName, draw_key: String, monkey: String, day: Date, victim: Option<InstanceId>, eligible: u32, leashed_by: String },
+    Halted { who: String, why: String },
+    Resumed { who: String, why: String },
+    Cleared { draw_key: String, who: String, why: String },
+    PolicyTaken { file: String, team: TeamName },
+    PolicyBad { file: String, team: Option<TeamName>, why: String },
+    PushStarted { push: u64, cluster: ClusterName, group: GroupName, actor: String, image: String },
+    PushMoved { push: u64, cluster: ClusterName, phase: String, note: String },
+    PushEnded { push: u64, cluster: ClusterName, result: String, note: String },
+    RollbackRequested { push: Option<u64>, cluster: ClusterName, actor: String, reason: String },
+    /// The same smaller picture in three reads over ten minutes became the good one.
+    SmallerInventoryAccepted { from: usize, to: usize },
+    ClockJumped { by_ms: i64 },
+}
+
+impl Record {
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::PlanMade { .. } => "plan_made",
+            Self::PlanJoined { .. } => "plan_joined",
+            Self::DayKeyPublished { .. } => "day_key_published",
+            Self::Intended { .. } => "intended",
+            Self::Settled { .. } => "settled",
+            Self::Healed { .. } => "healed",
+            Self::NotHealed { .. } => "not_healed",
+            Self::SparedAtAct { .. } => "spared_at_act",
+            Self::WouldHave { .. } => "would_have",
+            Self::Halted { .. } => "halted",
+            Self::Resumed { .. } => "resumed",
+            Self::Cleared { .. } => "cleared",
+            Self::PolicyTaken { .. } => "policy_taken",
+            Self::PolicyBad { .. } => "policy_bad",
+            Self::PushStarted { .. } => "push_started",
+            Self::PushMoved { .. } => "push_moved",
+            Self::PushEnded { .. } => "push_ended",
+            Self::RollbackRequested { .. } => "rollback_requested",
+            Self::SmallerInventoryAccepted { .. } => "smaller_inventory_accepted",
+            Self::ClockJumped { .. } => "clock_jumped",
+        }
+    }
+
+    /// The scope or cluster the event is filed under.
+    pub fn key(&self) -> Option<String> {
+        match self {
+            Self::Intended { intent, .. } | Self::Settled { intent, .. } => Some(intent_key(intent)),
+            Self::Healed { draw_key, .. }
+            | Self::NotHealed { draw_key, .. }
+            | Self::SparedAtAct { draw_key, .. }
+            | Self::WouldHave { draw_key, .. }
+            | Self::Cleared { draw_key, .. } => Some(draw_key.clone()),
+            Self::PushStarted { cluster, .. }
+            | Self::PushMoved { cluster, .. }
+            | Self::PushEnded { cluster, .. }
+            | Self::RollbackRequested { cluster, .. } => Some(cluster.to_string()),
+            Self::PlanMade { .. }
+            | Self::PlanJoined { .. }
+            | Self::DayKeyPublished { .. }
+            | Self::Halted { .. }
+            | Self::Resumed { .. }
+            | Self::PolicyTaken { .. }
+            | Self::PolicyBad { .. }
+            | Self::SmallerInventoryAccepted { .. }
+            | Self::ClockJumped { .. } => None,
+        }
+    }
+
+    pub fn team(&self) -> Option<&TeamName> {
+        match self {
+            Self::PlanMade { team, .. }
+            | Self::PlanJoined { team, .. }
+            | Self::DayKeyPublished { team, .. }
+            | Self::SparedAtAct { team, .. }
+            | Self::WouldHave { team, .. }
+            | Self::PolicyTaken { team, .. } => Some(team),
+            Self::PolicyBad { team, .. } => team.as_ref(),
+            Self::Intended { intent, .. } | Self::Settled { intent, .. } => intent.cause.team(),
+            Self::Healed { .. }
+            | Self::NotHealed { .. }
+            | Self::Halted { .. }
+            | Self::Resumed { .. }
+            | Self::Cleared { .. }
+            | Self::PushStarted { .. }
+            | Self::PushMoved { .. }
+            | Self::PushEnded { .. }
+            | Self::RollbackRequested { .. }
+            | Self::SmallerInventoryAccepted { .. }
+            | Self::ClockJumped { .. } => None,
+        }
+    }
+}
+
+/// What an intent counts for: a kill's scope by its draw key, everything else by its cluster.
+pub fn intent_key(intent: &Intent) -> String {
+    intent.cause.draw_key().map_or_else(|| intent.step.cluster().to_string(), str::to_owned)
+}
+
+/// The body of an intent's row in the ledger.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct IntentBody {
+    pub intent: Intent,
+    pub zone: Option<ZoneName>,
+}
+
+/// Mark of kind [`MARK_HEALING`], keyed by intent id: a kill whose group is not whole again yet.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HealingBody {
+    pub intent: Intent,
+    pub zone: Option<ZoneName>,
+    pub killed_at: Timestamp,
+    /// Real time; later than that it has not healed.
+    pub deadline: Timestamp,
+}
+
+pub const MARK_HEALING: &str = "healing";
+/// Mark keyed by draw key, body [`troop_policies::situation::UnhealedMark`].
+pub const MARK_UNHEALED: &str = "unhealed";
+/// Request rows of kind `rollback`, keyed by cluster, body [`RollbackBody`].
+pub const REQUEST_ROLLBACK: &str = "rollback";
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RollbackBody {
+    pub cluster: ClusterName,
+    /// The push that goes back.
+    pub push: u64,
+    pub actor: String,
+    pub reason: String,
+    /// Why it was closed, once it was.
+    pub closed: Option<String>,
+}
