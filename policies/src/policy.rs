@@ -3,6 +3,7 @@
 //! The text form, its diagnostics and its JSON Schema are in [`crate::file`]; what the rules make of it in [`crate::gates`].
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -235,22 +236,64 @@ impl Policy {
     }
 }
 
-/// The site file `troop.toml`, or the embedded defaults.
+/// How long an entry of the embedded cloud's registry lives without a heartbeat: its sample app renews every second.
+pub const EMBEDDED_LEASE: Duration = Duration::from_secs(3);
+
+/// The site file `troop.toml`, or the embedded defaults. Paths are as written: relative to the file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Site {
     pub name: String,
-    /// Leashed unless the file says `leashed = false`; the embedded cloud alone is unleashed by default.
+    /// Leashed unless the file says `leashed = false`; without a file, the embedded cloud alone is unleashed.
     pub leashed: bool,
+    /// The folder of the policy files.
     pub policies: PathBuf,
+    /// The folder of the state, where the file names one.
+    pub state: Option<PathBuf>,
     pub caps: SiteCaps,
     pub registry_lease: Duration,
+    /// None: the embedded cloud.
     pub accounts: Vec<Account>,
-    pub listen: PathBufOrDefault,
+    /// The SQLite file of the ledger, where the file names one.
+    pub ledger: Option<PathBuf>,
+    /// Where the embedded balancer listens, always on the loopback, where the file says so.
+    pub balancer: Option<SocketAddr>,
     pub hold_while: Vec<String>,
+    /// Where teams are told, by name.
+    pub channels: BTreeMap<String, Channel>,
 }
 
-/// The control socket's place, where the site file names one.
-pub type PathBufOrDefault = Option<PathBuf>;
+impl Site {
+    /// What holds without a site file: the embedded cloud alone, unleashed, because it can only hurt what it started.
+    pub fn embedded_default() -> Self {
+        Self {
+            name: "embedded".to_owned(),
+            leashed: false,
+            policies: PathBuf::from("policies"),
+            state: None,
+            caps: SiteCaps::default(),
+            registry_lease: EMBEDDED_LEASE,
+            accounts: Vec::new(),
+            ledger: None,
+            balancer: None,
+            hold_while: Vec::new(),
+            channels: BTreeMap::new(),
+        }
+    }
+}
+
+/// A channel on which teams are told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Channel {
+    pub kind: ChannelKind,
+    /// Holds the address to post to; the address is a secret and stands nowhere else.
+    pub url_file: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChannelKind {
+    Slack,
+    Webhook,
+}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Account {

@@ -1,5 +1,6 @@
 //! What is wrong with a file, where, and what to type instead.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
@@ -80,7 +81,15 @@ pub(crate) struct Findings<'a> {
     file: &'a str,
     source: &'a str,
     lines: Lines,
-    found: Vec<Diagnostic>,
+    found: Vec<Finding>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Finding {
+    severity: Severity,
+    span: Range<usize>,
+    message: String,
+    hint: Option<String>,
 }
 
 impl<'a> Findings<'a> {
@@ -89,53 +98,63 @@ impl<'a> Findings<'a> {
     }
 
     pub(crate) fn error(&mut self, span: Range<usize>, message: impl Into<String>, hint: Option<String>) {
-        self.add(Severity::Error, span, message.into(), hint);
+        self.found.push(Finding { severity: Severity::Error, span, message: message.into(), hint });
     }
 
     pub(crate) fn warning(&mut self, span: Range<usize>, message: impl Into<String>, hint: Option<String>) {
-        self.add(Severity::Warning, span, message.into(), hint);
-    }
-
-    fn add(&mut self, severity: Severity, span: Range<usize>, message: String, hint: Option<String>) {
-        let (line, column) = self.position(span.start);
-        let (message, hint) = (harmless(&message), hint.map(|h| harmless(&h)));
-        self.found.push(Diagnostic { severity, message, file: self.file.to_owned(), line, column, hint, span });
+        self.found.push(Finding { severity: Severity::Warning, span, message: message.into(), hint });
     }
 
     /// Where `offset` lies, for reasons that operators read: the file without its folders, and the line.
     pub(crate) fn place(&self, offset: usize) -> Place {
         let file = self.file.rsplit('/').next().unwrap_or(self.file).to_owned();
-        Place { file, line: self.position(offset).0 }
+        Place { file, line: self.lines.number_at(offset) }
     }
 
-    pub(crate) fn line(&self, offset: usize) -> usize {
-        self.position(offset).0
+    pub(crate) fn count(&self) -> usize {
+        self.found.len()
     }
 
-    fn position(&self, offset: usize) -> (usize, usize) {
-        let (start, line) = self.lines.line_at(self.source, offset);
-        let column = line[..floor_char(line, offset.saturating_sub(start))].chars().count() + 1;
-        (self.lines.number_at(offset), column)
+    /// Drops what was found after the first `count` on one of their lines.
+    pub(crate) fn keep_apart_from_first(&mut self, count: usize) {
+        let later = self.found.split_off(count.min(self.found.len()));
+        let lines: BTreeSet<_> = self.found.iter().map(|f| self.lines.number_at(f.span.start)).collect();
+        let lines_of = &self.lines;
+        self.found.extend(later.into_iter().filter(|f| !lines.contains(&lines_of.number_at(f.span.start))));
     }
 
     pub(crate) fn has_errors(&self) -> bool {
-        self.found.iter().any(|d| d.severity == Severity::Error)
+        self.found.iter().any(|f| f.severity == Severity::Error)
     }
 
     /// The diagnostics in the order of the file: the errors alone where there are any, else the warnings.
-    pub(crate) fn into_sorted(self) -> Vec<Diagnostic> {
+    pub(crate) fn into_sorted(mut self) -> Vec<Diagnostic> {
         let wanted = if self.has_errors() { Severity::Error } else { Severity::Warning };
-        let mut found: Vec<_> = self.found.into_iter().filter(|d| d.severity == wanted).collect();
-        found.sort_by(|a, b| (a.span.start, a.span.end, &a.message).cmp(&(b.span.start, b.span.end, &b.message)));
-        found.dedup();
-        let more = found.len().saturating_sub(DIAGNOSTICS_MAX);
-        if more > 0 {
-            found.truncate(DIAGNOSTICS_MAX);
-            if let Some(last) = found.last_mut() {
-                last.hint = Some(format!("{more} more of this file are not shown"));
-            }
+        self.found.retain(|f| f.severity == wanted);
+        self.found.sort_by(|a, b| (a.span.start, a.span.end, &a.message).cmp(&(b.span.start, b.span.end, &b.message)));
+        self.found.dedup();
+        let more = self.found.len().saturating_sub(DIAGNOSTICS_MAX);
+        self.found.truncate(DIAGNOSTICS_MAX);
+        let mut told: Vec<_> = self.found.iter().map(|f| self.told(f)).collect();
+        if let Some(last) = told.last_mut().filter(|_| more > 0) {
+            last.hint = Some(format!("{more} more of this file are not shown"));
         }
-        found
+        told
+    }
+
+    /// Columns are counted here, for the few that are told, because counting reads the line from its start.
+    fn told(&self, finding: &Finding) -> Diagnostic {
+        let span = finding.span.clone();
+        let (start, line) = self.lines.line_at(self.source, span.start);
+        Diagnostic {
+            severity: finding.severity,
+            message: harmless(&finding.message),
+            file: self.file.to_owned(),
+            line: self.lines.number_at(span.start),
+            column: line[..floor_char(line, span.start.saturating_sub(start))].chars().count() + 1,
+            hint: finding.hint.as_deref().map(harmless),
+            span,
+        }
     }
 }
 
@@ -150,7 +169,8 @@ pub(crate) fn shown(text: &str) -> String {
 
 /// Whether a character may be shown on a terminal: neither a control character nor one that turns the direction of reading.
 pub(crate) fn is_harmless(c: char) -> bool {
-    !c.is_control() && !matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}')
+    !c.is_control()
+        && !matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}')
 }
 
 fn harmless(text: &str) -> String {

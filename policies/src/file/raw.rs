@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::scalar::{CronText, DateText, DateTimeText, DurationText, OneOrRange, PercentText, Sp, TimeText};
+use super::scalar::{
+    CalendarName, CronText, DateText, DateTimeText, DurationText, OneOrRange, PercentText, Sp, TimeText,
+};
 
 /// A team's policy file: what Troop's monkeys may do to this team's apps, when and how often.
 ///
@@ -19,6 +21,7 @@ use super::scalar::{CronText, DateText, DateTimeText, DurationText, OneOrRange, 
 pub(crate) struct RawPolicy {
     /// The version of this file's form: 1.
     #[schemars(required, range(min = 1, max = 1))]
+    #[expect(dead_code, reason = "its bounds say all that it means")]
     pub format: Option<Sp<u32>>,
     /// The team. It must equal the tag `troop:team` on every group named here: a team can opt in only its own.
     #[schemars(required, length(max = 128))]
@@ -31,7 +34,7 @@ pub(crate) struct RawPolicy {
     #[schemars(length(max = 20))]
     pub notify: Vec<Sp<String>>,
     /// The IANA time zone in which every day, time and date of this file is read.
-    #[schemars(required)]
+    #[schemars(required, extend("examples" = ["Europe/Berlin"]))]
     pub timezone: Option<Sp<String>>,
     /// `true` (the default): plan and explain, change nothing. An app or a monkey may say otherwise for itself.
     pub leashed: Option<Sp<bool>>,
@@ -58,9 +61,8 @@ pub(crate) struct RawPolicy {
 #[serde(deny_unknown_fields)]
 pub(crate) struct RawWindow {
     /// The days on which the window opens.
-    #[serde(default)]
     #[schemars(required, length(min = 1, max = 7), extend("uniqueItems" = true))]
-    pub days: Vec<Sp<Day>>,
+    pub days: Option<Vec<Sp<Day>>>,
     /// The first minute.
     #[schemars(required)]
     pub open: Option<Sp<TimeText>>,
@@ -87,8 +89,8 @@ pub(crate) enum Day {
 pub(crate) struct RawHolidays {
     /// Built-in calendars of public holidays.
     #[serde(default)]
-    #[schemars(length(max = 10), extend("uniqueItems" = true), inner(extend("enum" = super::KNOWN_CALENDARS)))]
-    pub calendars: Vec<Sp<String>>,
+    #[schemars(length(max = 10), extend("uniqueItems" = true))]
+    pub calendars: Vec<Sp<CalendarName>>,
     /// iCalendar files (`.ics`), relative to this file.
     #[serde(default)]
     #[schemars(length(max = 50), extend("uniqueItems" = true))]
@@ -224,9 +226,8 @@ pub(crate) struct RawLatency {
     #[schemars(range(min = 1, max = 1_000))]
     pub instances: Option<Sp<u32>>,
     /// Only this traffic is delayed, as `app:NAME`.
-    #[serde(default)]
-    #[schemars(required, length(min = 1, max = 50), extend("uniqueItems" = true))]
-    pub to: Vec<Sp<String>>,
+    #[schemars(required, length(min = 1, max = 50), extend("uniqueItems" = true, "examples" = [["app:payments"]]))]
+    pub to: Option<Vec<Sp<String>>>,
     /// When to stop before the time.
     pub abort_when: Option<Sp<RawAbortWhen>>,
     /// `true`: also while a push holds the cluster.
@@ -250,16 +251,16 @@ pub(crate) struct RawAbortWhen {
 #[serde(deny_unknown_fields)]
 pub(crate) struct RawException {
     /// An account's name, or `"*"`.
-    #[schemars(required)]
+    #[schemars(required, extend("examples" = ["*"]))]
     pub account: Option<Sp<String>>,
     /// A region's name, or `"*"`.
-    #[schemars(required)]
+    #[schemars(required, extend("examples" = ["*"]))]
     pub region: Option<Sp<String>>,
     /// The second part of a group's name, `""` for groups without one, or `"*"`.
-    #[schemars(required)]
+    #[schemars(required, extend("examples" = ["*"]))]
     pub stack: Option<Sp<String>>,
     /// The rest of a cluster's name, `""` for clusters without one, or `"*"`.
-    #[schemars(required)]
+    #[schemars(required, extend("examples" = ["*"]))]
     pub detail: Option<Sp<String>>,
     /// Why; operators read it in plans.
     #[schemars(required, length(min = 1, max = 500))]

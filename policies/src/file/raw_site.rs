@@ -14,6 +14,7 @@ use super::scalar::{DurationText, Sp};
 pub(crate) struct RawSite {
     /// The version of this file's form: 1, also when absent.
     #[schemars(range(min = 1, max = 1))]
+    #[expect(dead_code, reason = "its bounds say all that it means")]
     pub format: Option<Sp<u32>>,
     /// The site's name, shown in plans and reports.
     #[schemars(required, length(max = 128))]
@@ -76,9 +77,8 @@ pub(crate) struct RawAccount {
     /// The role to assume, as an ARN; without it the credentials of the environment.
     pub role: Option<Sp<String>>,
     /// The regions that are looked at. One that is not named is never touched.
-    #[serde(default)]
-    #[schemars(required, length(min = 1, max = 100), extend("uniqueItems" = true))]
-    pub regions: Vec<Sp<String>>,
+    #[schemars(required, length(min = 1, max = 100), extend("uniqueItems" = true, "examples" = [["us-east-1"]]))]
+    pub regions: Option<Vec<Sp<String>>>,
 }
 
 /// Where the acts are recorded.
