@@ -1,0 +1,146 @@
+//! The file beside the ledger that remembers its newest event, so that an old copy put back is noticed.
+//!
+//! `<ledger>.head` holds one line: `troop-ledger-head 1 ID HASH`. It is written after the commit, to a second file that
+//! is synced and renamed over the first: so it never names an event that could still be lost, and after a crash it may
+//! name an older one than the newest. `<ledger>.lock` is locked (`flock`) while it is written, and while a ledger is
+//! opened and its schema is made, so that processes do not do these at once.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::chain;
+use crate::error::LedgerError;
+
+const WORDS: &str = "troop-ledger-head 1";
+
+/// Only the user that runs the control plane.
+pub(crate) const FILE_MODE: u32 = 0o600;
+
+/// An event's number and hash.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Head {
+    pub(crate) id: i64,
+    pub(crate) hash: String,
+}
+
+fn beside(ledger: &Path, ending: &str) -> PathBuf {
+    let mut name = OsString::from(ledger);
+    name.push(ending);
+    PathBuf::from(name)
+}
+
+pub(crate) fn head_path(ledger: &Path) -> PathBuf {
+    beside(ledger, ".head")
+}
+
+/// The folder that holds the ledger.
+pub(crate) fn folder(ledger: &Path) -> &Path {
+    match ledger.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        Some(_) | None => Path::new("."),
+    }
+}
+
+/// Reads the file. `None` when there is none.
+pub(crate) fn read(ledger: &Path) -> Result<Option<Head>, LedgerError> {
+    let path = head_path(ledger);
+    let text = match fs::read(&path) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(LedgerError::File { doing: "read", path, source }),
+    };
+    parse(&text).map(Some).ok_or_else(|| LedgerError::HeadUnreadable {
+        path,
+        why: format!("it is not one line of the form `{WORDS} ID HASH`"),
+    })
+}
+
+fn parse(text: &str) -> Option<Head> {
+    let (id, hash) = text.strip_prefix(WORDS)?.strip_prefix(' ')?.strip_suffix('\n')?.split_once(' ')?;
+    chain::from_hex(hash)?;
+    let id: i64 = id.parse().ok().filter(|id| *id > 0)?;
+    Some(Head { id, hash: hash.to_owned() })
+}
+
+/// Waits for the lock beside the ledger. It is free again when the file is dropped, or its process dies.
+pub(crate) fn lock(ledger: &Path) -> Result<File, LedgerError> {
+    let path = beside(ledger, ".lock");
+    let opened = OpenOptions::new().create(true).write(true).truncate(false).mode(FILE_MODE).open(&path);
+    let file = opened.map_err(|e| LedgerError::file("open", &path, e))?;
+    file.lock().map_err(|e| LedgerError::file("lock", &path, e))?;
+    Ok(file)
+}
+
+/// Writes the file unless it names this event or a newer one. Blocks; for a thread that may.
+pub(crate) fn advance(ledger: &Path, head: &Head) -> Result<(), LedgerError> {
+    let held = lock(ledger)?;
+    let advanced = advance_locked(ledger, head);
+    drop(held);
+    advanced
+}
+
+/// [`advance`] for who holds the lock already.
+pub(crate) fn advance_locked(ledger: &Path, head: &Head) -> Result<(), LedgerError> {
+    if read(ledger)?.is_some_and(|old| old.id >= head.id) {
+        return Ok(());
+    }
+    let (path, new) = (head_path(ledger), beside(ledger, ".head.new"));
+    let failed = |doing: &'static str| {
+        let path = new.clone();
+        move |e| LedgerError::file(doing, &path, e)
+    };
+    let opened = OpenOptions::new().create(true).write(true).truncate(true).mode(FILE_MODE).open(&new);
+    let mut file = opened.map_err(failed("create"))?;
+    file.write_all(format!("{WORDS} {} {}\n", head.id, head.hash).as_bytes()).map_err(failed("write"))?;
+    file.sync_all().map_err(failed("sync"))?;
+    fs::rename(&new, &path).map_err(failed("rename"))?;
+    // The rename itself must outlive a power loss.
+    let folder = folder(ledger);
+    let synced = File::open(folder).and_then(|dir| dir.sync_all());
+    synced.map_err(|e| LedgerError::file("sync", folder, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn head(id: i64) -> Head {
+        Head { id, hash: "ab".repeat(32) }
+    }
+
+    #[test]
+    fn it_reads_what_it_wrote_and_never_goes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = dir.path().join("ledger.db");
+        assert_eq!(read(&ledger).unwrap(), None);
+        advance(&ledger, &head(5)).unwrap();
+        assert_eq!(read(&ledger).unwrap(), Some(head(5)));
+        advance(&ledger, &head(4)).unwrap();
+        assert_eq!(read(&ledger).unwrap(), Some(head(5)), "an older head must not replace a newer one");
+        let mode = fs::metadata(head_path(&ledger)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, FILE_MODE);
+    }
+
+    #[test]
+    fn anything_but_its_own_line_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = dir.path().join("ledger.db");
+        let hash = "ab".repeat(32);
+        for bad in [
+            String::new(),
+            format!("{WORDS} 5 {hash}"),
+            format!("{WORDS} -5 {hash}\n"),
+            format!("{WORDS} 5 {}\n", &hash[2..]),
+            format!("troop-ledger-head 2 5 {hash}\n"),
+            format!("{WORDS} 5 {hash}\n\n"),
+        ] {
+            fs::write(head_path(&ledger), &bad).unwrap();
+            assert!(matches!(read(&ledger), Err(LedgerError::HeadUnreadable { .. })), "{bad:?} was read");
+        }
+    }
+}

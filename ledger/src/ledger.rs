@@ -1,0 +1,333 @@
+//! The ledger's handle: what may be done in one call.
+//!
+//! Every write runs in a task of its own. A caller that gives up, for a timeout or a closed connection, so never leaves
+//! a transaction half done: the task ends what it began.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::Value;
+use sqlx::pool::PoolConnection;
+
+use crate::db::{Driver, Now};
+use crate::error::{LedgerError, OnPath as _};
+use crate::open::{self, Pools, Waits};
+use crate::plans::Which;
+use crate::tx::Tx;
+use crate::types::{
+    Clock, Event, EventFilter, EventId, IntentFilter, IntentRow, LockRow, MarkRow, NewEvent, PushRow, RequestRow,
+    StoredPlan, Verified,
+};
+use crate::{events, head, intents, locks, marks, plans, pushes};
+
+/// An open ledger. Cheap to clone; all clones share their connections.
+#[derive(Clone)]
+pub struct Ledger(pub(crate) Arc<Shared>);
+
+pub(crate) struct Shared {
+    pub(crate) path: PathBuf,
+    /// `None` when opened for reading only.
+    clock: Option<Clock>,
+    pub(crate) pools: Pools,
+}
+
+impl fmt::Debug for Ledger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let read_only = self.0.pools.writer.is_none();
+        f.debug_struct("Ledger").field("path", &self.0.path).field("read_only", &read_only).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// Both times of a row that is written now.
+    pub(crate) fn now(&self) -> Result<Now, LedgerError> {
+        let clock = self.clock.as_ref().ok_or_else(|| LedgerError::ReadOnly { path: self.path.clone() })?;
+        Ok(clock().into())
+    }
+}
+
+async fn in_task<T: Send + 'static>(
+    work: impl Future<Output = Result<T, LedgerError>> + Send + 'static,
+) -> Result<T, LedgerError> {
+    tokio::spawn(work).await.map_err(|source| LedgerError::TaskEnded { source })?
+}
+
+/// Opening and transactions.
+impl Ledger {
+    /// Opens the ledger at `path` for writing, and makes it if there is none. Its files are for this user only.
+    ///
+    /// # Errors
+    /// [`LedgerError::MissingFolder`], [`LedgerError::NotALedger`], [`LedgerError::NewerSchema`],
+    /// [`LedgerError::OlderThanHead`], [`LedgerError::HeadUnreadable`], [`LedgerError::Corrupt`] when the head file and
+    /// the chain disagree, [`LedgerError::ReadOnly`], [`LedgerError::DiskFull`], [`LedgerError::Busy`], or the file
+    /// system's.
+    pub async fn open(path: &Path, clock: Clock) -> Result<Self, LedgerError> {
+        Self::open_waiting(path, clock, Waits::default()).await
+    }
+
+    pub(crate) async fn open_waiting(path: &Path, clock: Clock, waits: Waits) -> Result<Self, LedgerError> {
+        let pools = open::writable(path, waits).await?;
+        Ok(Self(Arc::new(Shared { path: path.to_owned(), clock: Some(clock), pools })))
+    }
+
+    /// Opens the ledger at `path` for reading. Every write then answers [`LedgerError::ReadOnly`].
+    ///
+    /// # Errors
+    /// As [`Ledger::open`], and [`LedgerError::Missing`].
+    pub async fn open_read_only(path: &Path) -> Result<Self, LedgerError> {
+        let pools = open::read_only(path).await?;
+        Ok(Self(Arc::new(Shared { path: path.to_owned(), clock: None, pools })))
+    }
+
+    /// Begins a transaction, which holds the write lock at once: no other process writes until it ends.
+    ///
+    /// Only one transaction runs at a time, so a caller that holds one must not wait for another write.
+    ///
+    /// # Errors
+    /// [`LedgerError::Busy`], [`LedgerError::ReadOnly`], or the database's.
+    pub async fn begin(&self) -> Result<Tx, LedgerError> {
+        in_task(Tx::begin(Arc::clone(&self.0))).await
+    }
+
+    /// Closes the ledger for all its clones, once what is running has ended, and folds the write-ahead log into the
+    /// file. A process that ends without it loses nothing; the next opening reads the log.
+    pub async fn close(self) {
+        self.0.pools.readers.close().await;
+        // Last: only a connection that may write can fold the log in, and only when nobody else is left.
+        if let Some(writer) = &self.0.pools.writer {
+            writer.close().await;
+        }
+    }
+
+    async fn reader(&self) -> Result<PoolConnection<Driver>, LedgerError> {
+        self.0.pools.readers.acquire().await.on(&self.0.path)
+    }
+}
+
+/// Events.
+impl Ledger {
+    /// Appends one event, and returns its number once it is safe on disk.
+    ///
+    /// # Errors
+    /// As [`Ledger::begin`], and [`LedgerError::DiskFull`].
+    pub async fn append(&self, event: NewEvent) -> Result<EventId, LedgerError> {
+        let shared = Arc::clone(&self.0);
+        in_task(async move {
+            let mut tx = Tx::begin(shared).await?;
+            let id = tx.append(event).await?;
+            tx.commit_here().await?;
+            Ok(id)
+        })
+        .await
+    }
+
+    /// # Errors
+    /// The database's, or [`LedgerError::Unreadable`].
+    pub async fn events(&self, filter: &EventFilter) -> Result<Vec<Event>, LedgerError> {
+        events::select(&mut *self.reader().await?, filter).await.on(&self.0.path)
+    }
+
+    /// # Errors
+    /// As [`Ledger::events`].
+    pub async fn event(&self, id: EventId) -> Result<Option<Event>, LedgerError> {
+        events::by_id(&mut *self.reader().await?, id).await.on(&self.0.path)
+    }
+
+    /// # Errors
+    /// As [`Ledger::events`].
+    pub async fn newest_event(&self) -> Result<Option<Event>, LedgerError> {
+        let newest = EventFilter { newest_first: true, limit: Some(1), ..EventFilter::default() };
+        Ok(self.events(&newest).await?.into_iter().next())
+    }
+
+    /// Walks the whole chain, and compares its end with the file that remembers the newest event. Reads every event,
+    /// so it takes a while with many.
+    ///
+    /// # Errors
+    /// [`LedgerError::Corrupt`] at the first event that is not what was written, or the database's.
+    pub async fn verify(&self) -> Result<Verified, LedgerError> {
+        // Before the database, so that an event committed meanwhile is no contradiction.
+        let head = head::read(&self.0.path)?;
+        let mut conn = self.reader().await?;
+        let events = events::verify(&mut conn, head.as_ref()).await.on(&self.0.path)?;
+        Ok(Verified { events })
+    }
+}
+
+/// Plans.
+impl Ledger {
+    /// Stores the plan of a day and team with its event, in one transaction. Whoever comes second gets the first's,
+    /// with `fresh` false, and no event is written.
+    ///
+    /// # Errors
+    /// As [`Ledger::append`].
+    pub async fn store_plan_once(
+        &self,
+        day: &str,
+        team: &str,
+        version: u32,
+        body: &Value,
+        event: NewEvent,
+    ) -> Result<StoredPlan, LedgerError> {
+        let (shared, day, team, body) = (Arc::clone(&self.0), day.to_owned(), team.to_owned(), body.clone());
+        in_task(async move {
+            let mut tx = Tx::begin(shared).await?;
+            let stored = tx.store_plan_once(Which { day: &day, team: &team }, version, &body, event).await?;
+            if stored.fresh {
+                tx.commit_here().await?;
+            }
+            Ok(stored)
+        })
+        .await
+    }
+
+    /// # Errors
+    /// The database's, or [`LedgerError::Unreadable`].
+    pub async fn plan(&self, day: &str, team: &str) -> Result<Option<StoredPlan>, LedgerError> {
+        plans::one(&mut *self.reader().await?, Which { day, team }).await.on(&self.0.path)
+    }
+
+    /// All teams' plans of one day, by team.
+    ///
+    /// # Errors
+    /// As [`Ledger::plan`].
+    pub async fn plans(&self, day: &str) -> Result<Vec<StoredPlan>, LedgerError> {
+        plans::of_day(&mut *self.reader().await?, day).await.on(&self.0.path)
+    }
+
+    /// Replaces the body of a stored plan, and writes its event.
+    ///
+    /// # Errors
+    /// [`LedgerError::Conflict`] when there is no plan or its body is not `old` any more; else as [`Ledger::append`].
+    pub async fn replace_plan_body(
+        &self,
+        day: &str,
+        team: &str,
+        old: &Value,
+        new: &Value,
+        event: NewEvent,
+    ) -> Result<(), LedgerError> {
+        let (shared, day, team) = (Arc::clone(&self.0), day.to_owned(), team.to_owned());
+        let (old, new) = (old.clone(), new.clone());
+        in_task(async move {
+            let mut tx = Tx::begin(shared).await?;
+            tx.replace_plan_body(Which { day: &day, team: &team }, (&old, &new), event).await?;
+            tx.commit_here().await
+        })
+        .await
+    }
+
+    /// Writes the day's key, in hexadecimal, into `day_key` of the stored plan's body, with its event. Does nothing if
+    /// that very key is there.
+    ///
+    /// # Errors
+    /// [`LedgerError::Conflict`] when there is no plan, or another key is there; else as [`Ledger::append`].
+    pub async fn publish_day_key(&self, day: &str, team: &str, hex: &str, event: NewEvent) -> Result<(), LedgerError> {
+        let (shared, day, team, hex) = (Arc::clone(&self.0), day.to_owned(), team.to_owned(), hex.to_owned());
+        in_task(async move {
+            let mut tx = Tx::begin(shared).await?;
+            if tx.publish_day_key(Which { day: &day, team: &team }, &hex, event).await? {
+                tx.commit_here().await?;
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Reads of what stands now, and the ledger's words about itself.
+impl Ledger {
+    /// Intents without an outcome, oldest first.
+    ///
+    /// # Errors
+    /// The database's, or [`LedgerError::Unreadable`]. So for all reads below.
+    pub async fn open_intents(&self) -> Result<Vec<IntentRow>, LedgerError> {
+        intents::open(&mut *self.reader().await?).await.on(&self.0.path)
+    }
+
+    /// # Errors
+    /// As [`Ledger::open_intents`].
+    pub async fn intents(&self, filter: &IntentFilter) -> Result<Vec<IntentRow>, LedgerError> {
+        intents::select(&mut *self.reader().await?, filter).await.on(&self.0.path)
+    }
+
+    /// # Errors
+    /// As [`Ledger::open_intents`].
+    pub async fn intent(&self, id: &str) -> Result<Option<IntentRow>, LedgerError> {
+        intents::by_id(&mut *self.reader().await?, id).await.on(&self.0.path)
+    }
+
+    /// All marks of a kind, by key.
+    ///
+    /// # Errors
+    /// As [`Ledger::open_intents`].
+    pub async fn marks(&self, kind: &str) -> Result<Vec<MarkRow>, LedgerError> {
+        marks::of_kind(&mut *self.reader().await?, kind).await.on(&self.0.path)
+    }
+
+    /// # Errors
+    /// As [`Ledger::open_intents`].
+    pub async fn mark(&self, kind: &str, key: &str) -> Result<Option<MarkRow>, LedgerError> {
+        marks::one(&mut *self.reader().await?, kind, key).await.on(&self.0.path)
+    }
+
+    /// The locks that are held, by name.
+    ///
+    /// # Errors
+    /// As [`Ledger::open_intents`].
+    pub async fn locks(&self) -> Result<Vec<LockRow>, LedgerError> {
+        locks::all_held(&mut *self.reader().await?).await.on(&self.0.path)
+    }
+
+    /// The newest pushes, newest first, at most `limit`.
+    ///
+    /// # Errors
+    /// As [`Ledger::open_intents`].
+    pub async fn pushes(&self, limit: u32) -> Result<Vec<PushRow>, LedgerError> {
+        pushes::newest(&mut *self.reader().await?, limit).await.on(&self.0.path)
+    }
+
+    /// # Errors
+    /// As [`Ledger::open_intents`].
+    pub async fn push(&self, id: i64) -> Result<Option<PushRow>, LedgerError> {
+        pushes::by_id(&mut *self.reader().await?, id).await.on(&self.0.path)
+    }
+
+    /// The pushes that have not ended, oldest first.
+    ///
+    /// # Errors
+    /// As [`Ledger::open_intents`].
+    pub async fn open_pushes(&self) -> Result<Vec<PushRow>, LedgerError> {
+        pushes::open(&mut *self.reader().await?).await.on(&self.0.path)
+    }
+
+    /// The unanswered requests of a kind, oldest first.
+    ///
+    /// # Errors
+    /// As [`Ledger::open_intents`].
+    pub async fn open_requests(&self, kind: &str) -> Result<Vec<RequestRow>, LedgerError> {
+        pushes::open_requests(&mut *self.reader().await?, kind).await.on(&self.0.path)
+    }
+
+    /// # Errors
+    /// As [`Ledger::open_intents`].
+    pub async fn meta(&self, name: &str) -> Result<Option<String>, LedgerError> {
+        marks::meta(&mut *self.reader().await?, name).await.on(&self.0.path)
+    }
+
+    /// Stores a word about the ledger itself unless there is one of this name, and returns what is stored then.
+    ///
+    /// # Errors
+    /// As [`Ledger::append`].
+    pub async fn set_meta_once(&self, name: &str, value: &str) -> Result<String, LedgerError> {
+        let (shared, name, value) = (Arc::clone(&self.0), name.to_owned(), value.to_owned());
+        in_task(async move {
+            let mut tx = Tx::begin(shared).await?;
+            let stored = tx.set_meta_once(&name, &value).await?;
+            tx.commit_here().await?;
+            Ok(stored)
+        })
+        .await
+    }
+}
