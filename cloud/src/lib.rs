@@ -1,0 +1,112 @@
+//! A cloud in Troop's words: what it holds, and the few ways to change it.
+//!
+//! [`Cloud`] is implemented by [`local`], the embedded cloud of real processes, and later by `aws`. Both are held to
+//! the same contract tests ([`contract`]). Decisions are made elsewhere; nothing here chooses.
+
+pub mod contract;
+pub mod local;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use troop_policies::intent::{Intent, Outcome};
+use troop_policies::inventory::Inventory;
+use troop_policies::leash::Permit;
+use troop_policies::registry_view::RegistryView;
+use troop_policies::{AccountName, ClusterName, GroupName, ImageId, RegionName};
+
+/// Why a cloud could not be asked. (What it answered to a change is an [`Outcome`].)
+#[derive(Debug, thiserror::Error)]
+pub enum CloudError {
+    #[error("could not reach the cloud of account `{account}`")]
+    Unreachable {
+        account: AccountName,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the cloud of account `{account}` answered what cannot be read: {why}")]
+    Garbled { account: AccountName, why: String },
+    #[error("the cloud of account `{account}` refused to answer: {why}")]
+    Refused { account: AccountName, why: String },
+}
+
+/// An immutable image: base and package, named by id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    pub id: ImageId,
+    /// The package's name; with `version` the appversion.
+    pub name: String,
+    pub version: String,
+    pub created_at: Timestamp,
+    pub registry_required: bool,
+}
+
+/// What the balancer counted for one group since the group was made. All counts only grow, but `in_flight`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Requests that were passed to the group's instances and answered by them.
+    pub answers: u64,
+    /// Of those, answers with a status of 500 to 599.
+    pub server_errors: u64,
+    /// Requests that had been sent to an instance of the group and got no answer.
+    pub failed: u64,
+    /// Of those, requests whose instance Troop was ending at that moment by a recorded kill.
+    pub failed_in_flight_to_killed: u64,
+    pub in_flight: u64,
+    /// Counts of answers by their time in milliseconds: `buckets[i]` took less than `TRAFFIC_BUCKETS_MS[i]`, the last
+    /// one longer. Subtract two readings for a window's.
+    pub buckets: Vec<u64>,
+}
+
+/// Upper bounds of [`Traffic::buckets`], in milliseconds.
+pub const TRAFFIC_BUCKETS_MS: [u32; 15] = [1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 987, 2584];
+
+/// A cloud and the service registry beside it, as monkeys and pushes meet them. `perform` and `resolve` also take the
+/// steps that are the registry's ([`troop_policies::step::Step::is_for_registry`]).
+#[async_trait]
+pub trait World: Cloud {
+    async fn registry(&self) -> Result<RegistryView, CloudError>;
+}
+
+/// One account's cloud.
+///
+/// # Contract
+/// - Every changing call takes its [`Intent`], whose id is the client token: the same intent performed twice takes
+///   effect once, and answers the second time what became of the first.
+/// - The [`Permit`] is checked before anything else; a call without a valid one changes nothing and answers `Refused`.
+/// - An answer `Refused` means that nothing changed and nothing will.
+/// - The last enabled group of a cluster, and the group in rotation, is never disabled, emptied or destroyed.
+#[async_trait]
+pub trait Cloud: Send + Sync + fmt::Debug {
+    fn account(&self) -> &AccountName;
+
+    fn regions(&self) -> &[RegionName];
+
+    /// Reads one region's groups, instances and target health.
+    async fn inventory(&self, region: &RegionName) -> Result<Inventory, CloudError>;
+
+    async fn images(&self, region: &RegionName) -> Result<Vec<Image>, CloudError>;
+
+    /// What the balancer counted, by group of the cluster.
+    async fn traffic(
+        &self,
+        region: &RegionName,
+        cluster: &ClusterName,
+    ) -> Result<BTreeMap<GroupName, Traffic>, CloudError>;
+
+    /// Carries out the intent's step. Never an error: what cannot be said is `Unknown`.
+    async fn perform(&self, intent: &Intent, permit: Permit<'_>, now: Timestamp) -> Outcome;
+
+    /// Reads back what became of an intent, without doing anything. `Unknown` when the cloud cannot say.
+    async fn resolve(&self, intent: &Intent) -> Result<Outcome, CloudError>;
+
+    /// Writes the tag `troop:mark` on the intent's group after the intent was settled. Writing it twice is harmless.
+    async fn mark(&self, intent: &Intent, mark: &str) -> Result<(), CloudError>;
+
+    /// Stores a directory or tarball as an image; the same content gives the same id. The embedded cloud only.
+    async fn import_image(&self, path: &Path) -> Result<Image, CloudError>;
+}

@@ -1,0 +1,32 @@
+//! The embedded cloud: groups, instances and a balancer made of real processes on this machine.
+//!
+//! Parts, each a process of its own (started by a supervisor that `troop` provides):
+//! - `server`: the cloud itself, the first process of the sandbox. Owns groups, instances, images and STATE/cloud.
+//! - [`balancer`]: a worker of the reverse proxy. Several share one listener.
+//! - [`client`]: the implementation of [`crate::Cloud`], over the unix socket on which the cloud process listens.
+//!
+//! [`sandbox`] sets up the namespaces and [`instance`] is what runs as first process of each instance. Both run in a
+//! re-executed, single-threaded copy of the binary, before any runtime starts.
+
+pub mod balancer;
+pub mod client;
+mod controller;
+mod helper;
+mod image;
+mod init;
+mod instance;
+mod internal;
+mod mounts;
+mod namespaces;
+mod netlink;
+pub mod protocol;
+pub mod role;
+mod runtime;
+pub mod sandbox;
+mod server;
+mod state;
+mod steps;
+mod trial;
+
+pub use init::Clock;
+pub use internal::{INTERNAL, internal_main, trial_main};

@@ -1,0 +1,416 @@
+//! The sandbox as its supervisor sees it: start it, put roles into it, and find out whether this machine allows one.
+//!
+//! Nothing here enters a namespace itself: the kernel refuses a user namespace to a process with threads. The given
+//! executable is started again with hidden arguments ([`super::internal_main`] runs them), as a single-threaded helper:
+//!
+//! ```text
+//! supervisor ── helper (unshares, waits) ── first process of the sandbox = the cloud process
+//!           └── helper (joins, waits)    ── a role: balancer, registry, serve
+//! ```
+//!
+//! Whoever of these dies takes what hangs below it along. The first process dies with its helper by
+//! `PR_SET_PDEATHSIG`; the helper sees the end of a pipe when the supervisor dies (a death signal would also come when
+//! the *thread* that started it ends, which a runtime's threads do); roles and instances die with the first process
+//! because it is that of their pid namespace. So a kill -9 anywhere leaves nothing.
+//!
+//! ```no_run
+//! use std::os::fd::AsFd as _;
+//! use std::time::Duration;
+//! use troop_cloud::local::sandbox::{Isolation, SandboxSpec, start};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let web = std::net::TcpListener::bind("127.0.0.1:8080")?;
+//! let mut sandbox = start(&SandboxSpec {
+//!     exe: "/proc/self/exe".into(),
+//!     state_dir: "/tmp/state".into(),
+//!     isolation: Isolation::Auto,
+//!     boot_delay: Duration::from_secs(1),
+//!     grace: Duration::from_secs(30),
+//!     eureka_url: "http://10.77.0.1:8761/eureka/v2".into(),
+//! })?;
+//! let mut entered = sandbox.enter(&["internal", "balancer"], &[("web", web.as_fd())])?;
+//! let mut balancer = entered.command.spawn()?; // keep `entered.line`: the role sees its end when we are gone
+//! drop(entered.command);
+//! balancer.wait()?;
+//! # Ok(())
+//! # }
+//! ```
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead as _, BufReader};
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::role::send_fds;
+use super::steps::{CLOUD_STEP, Report, StepFailed, own_exe};
+
+/// How long the whole set-up may take. It takes some tens of milliseconds; a machine under a full build some seconds.
+const START_MAX: Duration = Duration::from_secs(20);
+/// How long a probe may take: a start without the cloud process.
+const PROBE_MAX: Duration = Duration::from_secs(10);
+
+/// Longest path of a unix socket: `sun_path` is 108 bytes with its ending zero (unix(7)).
+const SOCKET_PATH_MAX_BYTES: usize = 107;
+/// The log of the sandbox's helpers and of its first process is begun anew beyond this size.
+const LOG_MAX_BYTES: u64 = 8 << 20;
+
+/// The sandbox's own address in its first zone, where instances of every zone reach what a role listens on.
+pub const ROLES_ADDRESS: Ipv4Addr = super::netlink::gateway(0);
+
+/// How instances are kept apart: `--isolation`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Isolation {
+    /// Each instance in its own network, mount, pid and host name namespaces.
+    Namespaces,
+    /// Plain processes on 127.x.y.z. Not in this build.
+    Processes,
+    /// Namespaces where the machine allows them.
+    Auto,
+}
+
+impl std::str::FromStr for Isolation {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "namespaces" => Ok(Self::Namespaces),
+            "processes" => Ok(Self::Processes),
+            "auto" => Ok(Self::Auto),
+            other => Err(format!("`{other}` is no isolation: give `namespaces`, `processes` or `auto`")),
+        }
+    }
+}
+
+impl fmt::Display for Isolation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Namespaces => "namespaces",
+            Self::Processes => "processes",
+            Self::Auto => "auto",
+        })
+    }
+}
+
+/// What a sandbox is started with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxSpec {
+    /// The executable that runs [`super::internal_main`]; `/proc/self/exe` in the binary itself.
+    pub exe: PathBuf,
+    /// STATE; made when it is missing.
+    pub state_dir: PathBuf,
+    pub isolation: Isolation,
+    /// How long an instance boots before its command starts.
+    pub boot_delay: Duration,
+    /// How long a young instance may be unhealthy before it is replaced.
+    pub grace: Duration,
+    /// Where instances find the registry, from inside the sandbox.
+    pub eureka_url: String,
+}
+
+/// Why there is no sandbox.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    #[error("this machine refuses the sandbox: {step}: {detail} (errno {errno}). {hint}")]
+    Step { step: String, errno: i32, detail: String, hint: &'static str },
+    #[error("isolation `processes` is not in this build; give `--isolation namespaces`, or `auto` where it is allowed")]
+    NoProcesses,
+    #[error(
+        "the state folder's path is too long for a socket: `{path}` has {length} bytes, 107 are allowed; give a shorter --state"
+    )]
+    PathTooLong { path: PathBuf, length: usize },
+    #[error("could not use the state folder `{path}`")]
+    State {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("could not start the sandbox's helper `{exe}`")]
+    Spawn {
+        exe: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the sandbox's helper ended without saying why")]
+    Silent,
+    #[error("the sandbox was not ready within {} s", limit.as_secs())]
+    TooSlow { limit: Duration },
+    #[error("the embedded cloud could not start: {detail}")]
+    Cloud { detail: String },
+    #[error("could not hand descriptors to a role")]
+    Hand(#[source] std::io::Error),
+}
+
+impl From<StepFailed> for SandboxError {
+    fn from(failed: StepFailed) -> Self {
+        if failed.step == CLOUD_STEP {
+            return Self::Cloud { detail: failed.detail };
+        }
+        let hint = hint(failed.errno, &failed.step);
+        Self::Step { step: failed.step, errno: failed.errno, detail: failed.detail, hint }
+    }
+}
+
+/// The setting that would most likely allow the step.
+fn hint(errno: i32, step: &str) -> &'static str {
+    use nix::errno::Errno;
+    let is = |of: &[Errno]| of.iter().any(|of| *of as i32 == errno);
+    if is(&[Errno::ENOSPC]) {
+        "The sysctl user.max_user_namespaces (or another user.max_*_namespaces) is 0 or used up: raise it."
+    } else if is(&[Errno::EUSERS]) {
+        "User namespaces are nested too deeply here: start Troop outside of the inner container."
+    } else if is(&[Errno::EINVAL]) && step.starts_with("unshare") {
+        "This kernel was built without these namespaces (CONFIG_USER_NS, CONFIG_NET_NS, CONFIG_PID_NS)."
+    } else if is(&[Errno::EACCES]) && step.starts_with("start ") {
+        "The executable lies in a folder that this user may not enter: copy it to one that all may read."
+    } else if is(&[Errno::EPERM]) && step == "uid_map" && nix::unistd::geteuid().is_root() {
+        "This is root without CAP_SETFCAP, for whom the kernel maps no user: start Troop as an ordinary user, or keep \
+         that capability (or CAP_SYS_ADMIN) in the container."
+    } else if is(&[Errno::EPERM, Errno::EACCES]) {
+        "Allow unprivileged user namespaces: the sysctls kernel.unprivileged_userns_clone=1 and, on Ubuntu, \
+         kernel.apparmor_restrict_unprivileged_userns=0 (or an AppArmor profile for this binary); in a container, \
+         a seccomp profile that lets unshare and mount pass and an unmasked /proc; or start as root."
+    } else {
+        "Isolation `processes` will need none of this; it is not in this build."
+    }
+}
+
+/// A running sandbox. Dropping it ends everything inside.
+#[derive(Debug)]
+pub struct Sandbox {
+    /// As the spec has it, looked up at each use: a rebuild may take its path away.
+    exe: PathBuf,
+    state_dir: PathBuf,
+    /// The sandbox's first process, as the supervisor's pid namespace numbers it.
+    pub init_pid: u32,
+    helper: Child,
+    /// The helper ends everything when this is closed.
+    alive: Option<ChildStdin>,
+}
+
+/// A command that runs a role inside the sandbox.
+#[derive(Debug)]
+pub struct Entered {
+    /// Add what else the role needs (environment, standard output), spawn it, then drop it.
+    pub command: Command,
+    /// The line to the role; keep it as long as the role should live.
+    pub line: UnixStream,
+}
+
+/// Starts a sandbox and returns when the cloud process inside listens on STATE/run/cloud.sock. Blocks; from async code
+/// call it on a blocking thread (the thread may end, the sandbox does not mind).
+///
+/// # Errors
+/// [`SandboxError`]; nothing is left running then.
+pub fn start(spec: &SandboxSpec) -> Result<Sandbox, SandboxError> {
+    match spec.isolation {
+        Isolation::Processes => return Err(SandboxError::NoProcesses),
+        Isolation::Namespaces | Isolation::Auto => {}
+    }
+    let state = |source| SandboxError::State { path: spec.state_dir.clone(), source };
+    for part in ["cloud", "run", "logs"] {
+        std::fs::create_dir_all(spec.state_dir.join(part)).map_err(state)?;
+    }
+    let state_dir = spec.state_dir.canonicalize().map_err(state)?;
+    let socket = state_dir.join("run").join("cloud.sock");
+    let length = socket.as_os_str().len();
+    if length > SOCKET_PATH_MAX_BYTES {
+        return Err(SandboxError::PathTooLong { path: socket, length });
+    }
+    let log = log(&state_dir).map_err(state)?;
+    let inside = SandboxSpec { state_dir, ..spec.clone() };
+    run_helper("sandbox", &inside, log.into(), START_MAX)
+}
+
+/// Tries the whole set-up in a child that ends at once, as `--isolation auto` needs to know.
+///
+/// # Errors
+/// [`SandboxError::Step`] with the first step that was refused. Whatever fails, there is no sandbox here.
+pub fn probe(exe: &Path) -> Result<(), SandboxError> {
+    let spec = SandboxSpec {
+        exe: exe.to_owned(),
+        state_dir: PathBuf::new(),
+        isolation: Isolation::Namespaces,
+        boot_delay: Duration::ZERO,
+        grace: Duration::ZERO,
+        eureka_url: String::new(),
+    };
+    run_helper("probe", &spec, Stdio::null(), PROBE_MAX).map(drop)
+}
+
+fn resolve(exe: &Path) -> Result<PathBuf, SandboxError> {
+    // Following the kernel's link to a rebuilt binary gives the path of another one.
+    if exe == Path::new("/proc/self/exe") {
+        return Ok(own_exe());
+    }
+    exe.canonicalize().map_err(|source| SandboxError::Spawn { exe: exe.to_owned(), source })
+}
+
+/// STATE/logs/cloud.log, for what the helpers and the cloud process write to standard error.
+fn log(state_dir: &Path) -> std::io::Result<File> {
+    let path = state_dir.join("logs").join("cloud.log");
+    let log = OpenOptions::new().create(true).append(true).open(path)?;
+    if log.metadata()?.len() > LOG_MAX_BYTES {
+        log.set_len(0)?;
+    }
+    Ok(log)
+}
+
+fn run_helper(what: &str, spec: &SandboxSpec, log: Stdio, limit: Duration) -> Result<Sandbox, SandboxError> {
+    let spawn = |source| SandboxError::Spawn { exe: spec.exe.clone(), source };
+    let text = serde_json::to_string(spec).map_err(|e| spawn(e.into()))?;
+    let mut helper = Command::new(resolve(&spec.exe)?)
+        .arg0("troop")
+        .args([super::INTERNAL, what, &text])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        // A Ctrl-C at the terminal is for the supervisor, which then ends the rest in order.
+        .process_group(0)
+        .spawn()
+        .map_err(spawn)?;
+    let (alive, reports) = (helper.stdin.take(), helper.stdout.take());
+    let mut sandbox = Sandbox { exe: spec.exe.clone(), state_dir: spec.state_dir.clone(), init_pid: 0, helper, alive };
+    let (tell, told) = std::sync::mpsc::channel();
+    if let Some(reports) = reports {
+        std::thread::spawn(move || {
+            for line in BufReader::new(reports).lines().map_while(Result::ok) {
+                if tell.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+    }
+    // Two processes report, in no certain order.
+    let mut ready = false;
+    while !ready || sandbox.init_pid == 0 {
+        match told.recv_timeout(limit) {
+            Ok(line) => match serde_json::from_str::<Report>(&line) {
+                Ok(Report::Init { pid }) => sandbox.init_pid = u32::try_from(pid).unwrap_or(0),
+                Ok(Report::Ready) => ready = true,
+                Ok(Report::Failed(failed)) => return Err(failed.into()),
+                Ok(Report::Made) | Err(_) => return Err(SandboxError::Silent),
+            },
+            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => return Err(SandboxError::TooSlow { limit }),
+            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => return Err(SandboxError::Silent),
+        }
+    }
+    Ok(sandbox)
+}
+
+impl Sandbox {
+    /// A command that runs the executable with `role_args` inside the sandbox. The role begins with
+    /// [`super::role::begin_role`], which gives it `fds` by name. SIGTERM, SIGINT and SIGHUP to the command reach the
+    /// role, and its exit status (128 and the signal where one ended it) becomes the command's.
+    ///
+    /// # Errors
+    /// [`SandboxError::Hand`] when the descriptors cannot be handed over, [`SandboxError::Spawn`] when the executable
+    /// is gone.
+    pub fn enter<S: AsRef<OsStr>>(
+        &self,
+        role_args: &[S],
+        fds: &[(&str, BorrowedFd<'_>)],
+    ) -> Result<Entered, SandboxError> {
+        let (line, theirs) = UnixStream::pair().map_err(SandboxError::Hand)?;
+        let named: Vec<_> = fds.iter().map(|(name, fd)| ((*name).to_owned(), fd.as_fd())).collect();
+        send_fds(&line, &named).map_err(SandboxError::Hand)?;
+        let mut command = Command::new(resolve(&self.exe)?);
+        command
+            .arg0("troop")
+            .args([super::INTERNAL, "enter", "--pid", &self.init_pid.to_string(), "--exe"])
+            .arg(super::mounts::kept_exe(&self.state_dir))
+            .arg("--")
+            .args(role_args)
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .process_group(0);
+        Ok(Entered { command, line })
+    }
+
+    /// The helper's pid: it made the sandbox and ends it when this process dies.
+    #[must_use]
+    pub fn helper_pid(&self) -> u32 {
+        self.helper.id()
+    }
+
+    /// Whether it still runs; `Some` with the first process's exit code once it has ended.
+    ///
+    /// # Errors
+    /// When the helper cannot be asked.
+    pub fn try_wait(&mut self) -> std::io::Result<Option<i32>> {
+        Ok(self.helper.try_wait()?.map(|status| i32::from(super::steps::exit_code(status))))
+    }
+
+    /// Waits until the sandbox has ended and returns the first process's exit code.
+    ///
+    /// # Errors
+    /// When the helper cannot be waited for.
+    pub fn wait(&mut self) -> std::io::Result<i32> {
+        // `Child::wait` would close a standard input it still held; ours was taken out, so the sandbox lives on.
+        Ok(i32::from(super::steps::exit_code(self.helper.wait()?)))
+    }
+
+    /// Ends everything inside at once and returns when it is gone. For an end in order ask the cloud process first
+    /// ([`super::client::LocalCloud::shutdown`]).
+    ///
+    /// # Errors
+    /// When the helper cannot be waited for.
+    pub fn end(&mut self) -> std::io::Result<i32> {
+        drop(self.alive.take());
+        self.wait()
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        drop(self.end());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_processes_are_refused_by_name_of_the_setting() {
+        let spec = SandboxSpec {
+            exe: "/proc/self/exe".into(),
+            state_dir: "/nonexistent".into(),
+            isolation: Isolation::Processes,
+            boot_delay: Duration::ZERO,
+            grace: Duration::ZERO,
+            eureka_url: String::new(),
+        };
+        assert!(start(&spec).unwrap_err().to_string().contains("--isolation namespaces"));
+    }
+
+    #[test]
+    fn every_refusal_of_the_kernel_names_a_setting() {
+        for (errno, step, word) in [
+            (28, "unshare", "max_user_namespaces"),
+            (1, "unshare", "unprivileged_userns_clone"),
+            (87, "unshare", "nested"),
+            (22, "unshare", "CONFIG_USER_NS"),
+        ] {
+            let failed = StepFailed { step: step.into(), errno, detail: "refused".into() };
+            let text = SandboxError::from(failed).to_string();
+            assert!(text.contains(word), "{text}");
+        }
+    }
+
+    #[test]
+    fn isolation_is_read_as_it_is_written() {
+        for isolation in [Isolation::Namespaces, Isolation::Processes, Isolation::Auto] {
+            assert_eq!(isolation.to_string().parse::<Isolation>(), Ok(isolation));
+        }
+        assert!("docker".parse::<Isolation>().is_err());
+    }
+}
