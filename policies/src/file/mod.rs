@@ -29,6 +29,7 @@ use toml::de::{DeTable, DeValue, ValueDeserializer};
 pub use conflicts::{conflicts, spare_team};
 pub use diagnostic::{DIAGNOSTICS_MAX, Diagnostic, Severity};
 pub use template::template;
+pub use tree::nearest;
 
 use crate::ids::TeamName;
 use crate::policy::{Policy, Site};

@@ -356,7 +356,7 @@ fn tables_with(name: &str, schema: &Value, path: &str, in_list: bool, homes: &mu
 }
 
 /// The known text most like `text`, if one is alike at all.
-pub(crate) fn nearest<'k>(text: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
+pub fn nearest<'k>(text: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
     // Comparing costs the product of the lengths, and no key is that long.
     if text.chars().count() > 64 {
         return None;

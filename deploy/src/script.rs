@@ -1,0 +1,277 @@
+//! The steps of each phase, in order. What `--plan` prints is made by [`planned`] from the same lists as what runs.
+
+use troop_policies::inventory::{Group, Inventory};
+use troop_policies::step::{Size, Step};
+use troop_policies::{GroupName, guard};
+
+use crate::push::{Phase, Push};
+
+/// One thing a phase does. Which step that is, if any is needed at all, depends on what is seen at that moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Hold the old group at its size, so that it can take the traffic back at any moment (invariant I6).
+    PinOld,
+    CreateNew,
+    GrowNew,
+    OverrideOld,
+    DisableOld,
+    DestroyOld,
+    OldIsGone,
+    /// A destroyed group's name may come again; its override must not wait for it.
+    ForgetOld,
+    /// Bring the old group's capacity back before traffic comes back to it (invariant I7).
+    RestoreOld,
+    DropOverrideOld,
+    EnableOld,
+    OverrideNew,
+    DisableNew,
+    UnpinOld,
+    DestroyNew,
+    NewIsGone,
+    ForgetNew,
+}
+
+/// What an action needs now.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Need {
+    Step(Step),
+    /// It is so already.
+    Nothing,
+    /// It has to wait, for this.
+    Wait(String),
+}
+
+/// The actions of a phase. Phases that wait or judge have none; a flip is asked for by the checks before it.
+pub(crate) fn actions(phase: Phase) -> &'static [Action] {
+    match phase {
+        Phase::Create => &[Action::PinOld, Action::CreateNew, Action::GrowNew],
+        // Its clients first: a registry's readers take a while to notice.
+        Phase::Disable => &[Action::OverrideOld, Action::DisableOld],
+        Phase::Destroy => {
+            &[Action::OverrideOld, Action::DisableOld, Action::DestroyOld, Action::OldIsGone, Action::ForgetOld]
+        }
+        // Enable before disable, in both directions (invariant I3).
+        Phase::BackEnable => &[Action::RestoreOld, Action::DropOverrideOld, Action::EnableOld],
+        Phase::BackDisable => &[Action::OverrideNew, Action::DisableNew, Action::UnpinOld],
+        Phase::Cancel => &[Action::OverrideNew, Action::DisableNew, Action::UnpinOld],
+        Phase::Reap => &[Action::OverrideNew, Action::DisableNew, Action::DestroyNew, Action::NewIsGone, Action::ForgetNew],
+        Phase::Ready { .. }
+        | Phase::Flip
+        | Phase::Soak { .. }
+        | Phase::Watch { .. }
+        | Phase::BackReady { .. }
+        | Phase::BackFlip
+        | Phase::Keep { .. }
+        | Phase::Stuck
+        | Phase::Ended => &[],
+    }
+}
+
+/// What `action` needs, as the world is seen now.
+pub(crate) fn need(action: Action, push: &Push, inventory: &Inventory) -> Need {
+    let new = push.group();
+    let new_seen = inventory.groups.get(new);
+    let old = push.previous_group();
+    let old_seen = old.and_then(|name| inventory.groups.get(name));
+    match action {
+        Action::PinOld => old_seen.and_then(|old| pin(old, None)).map_or(Need::Nothing, Need::Step),
+        Action::CreateNew => match new_seen {
+            None => Need::Step(Step::CreateGroup { group: push.new.clone() }),
+            Some(_) => Need::Nothing,
+        },
+        Action::GrowNew => match new_seen {
+            Some(group) if group.size.desired >= push.size => Need::Nothing,
+            Some(_) | None => Need::Step(Step::Resize { group: new.clone(), size: new_size(push) }),
+        },
+        Action::OverrideOld => override_out(old_seen, inventory),
+        Action::OverrideNew => override_out(new_seen, inventory),
+        Action::DisableOld => disable(old_seen, inventory, push),
+        Action::DisableNew => disable(new_seen, inventory, push),
+        Action::DestroyOld => destroy(old_seen, inventory),
+        Action::DestroyNew => destroy(new_seen, inventory),
+        Action::OldIsGone => gone(old_seen),
+        Action::NewIsGone => gone(new_seen),
+        Action::ForgetOld => old.map_or(Need::Nothing, |name| drop_override(name.clone())),
+        Action::ForgetNew => drop_override(new.clone()),
+        Action::RestoreOld => match (old, old_seen) {
+            (Some(_), Some(group)) => {
+                let wanted = new_seen.map_or(0, |g| g.size.desired);
+                let wanted = wanted.max(push.previous.as_ref().map_or(0, |p| p.size.desired));
+                pin(group, Some(wanted)).map_or(Need::Nothing, Need::Step)
+            }
+            (_, None) | (None, _) => Need::Nothing,
+        },
+        Action::DropOverrideOld => old.map_or(Need::Nothing, |name| drop_override(name.clone())),
+        Action::EnableOld => match old_seen {
+            Some(group) if !group.enabled => Need::Step(Step::Enable { group: group.name.clone() }),
+            Some(_) | None => Need::Nothing,
+        },
+        Action::UnpinOld => unpin(push, old_seen),
+    }
+}
+
+/// The size a new group is grown to: as many as asked for, with the bounds of the group before it.
+pub(crate) fn new_size(push: &Push) -> Size {
+    let (min, max) = push.previous.as_ref().map_or((push.size, push.size), |p| (p.size.min, p.size.max));
+    Size { min: min.min(push.size), desired: push.size, max: max.max(push.size) }
+}
+
+/// The step that holds a group at no less than its present size and `at_least`, if it is not held so already. It only
+/// ever goes upwards.
+pub(crate) fn pin(group: &Group, at_least: Option<u32>) -> Option<Step> {
+    let desired = group.size.desired.max(at_least.unwrap_or(0));
+    if group.size.min >= desired && group.size.desired >= desired {
+        return None;
+    }
+    let size = Size { min: desired, desired, max: group.size.max.max(desired) };
+    Some(Step::Resize { group: group.name.clone(), size })
+}
+
+/// Gives the old group its own bounds back. It keeps what it has grown to: shrinking is not ours to decide.
+fn unpin(push: &Push, old: Option<&Group>) -> Need {
+    let (Some(previous), Some(group)) = (&push.previous, old) else { return Need::Nothing };
+    let desired = group.size.desired;
+    let size = Size { min: previous.size.min.min(desired), desired, max: previous.size.max.max(desired) };
+    if size == group.size { Need::Nothing } else { Need::Step(Step::Resize { group: group.name.clone(), size }) }
+}
+
+fn is_last_enabled(group: &Group, inventory: &Inventory) -> bool {
+    !inventory.groups_of(group.cluster()).iter().any(|g| g.name != group.name && g.enabled && !g.members.is_empty())
+}
+
+fn override_out(group: Option<&Group>, inventory: &Inventory) -> Need {
+    match group {
+        // A group that was disabled had its override before that.
+        Some(group) if group.enabled && group.registry_required && !is_last_enabled(group, inventory) => {
+            Need::Step(Step::OverrideGroup { group: group.name.clone(), out_of_service: true })
+        }
+        Some(_) | None => Need::Nothing,
+    }
+}
+
+fn disable(group: Option<&Group>, inventory: &Inventory, push: &Push) -> Need {
+    match group {
+        // A cluster's first push that failed: it never served, and it is all that its cluster has (invariant I2).
+        Some(group) if group.enabled && !is_last_enabled(group, inventory) => {
+            Need::Step(Step::Disable { group: group.name.clone(), drain: push.settings.drain })
+        }
+        Some(_) | None => Need::Nothing,
+    }
+}
+
+fn destroy(group: Option<&Group>, inventory: &Inventory) -> Need {
+    match group {
+        None => Need::Nothing,
+        Some(group) if group.enabled && is_last_enabled(group, inventory) => {
+            Need::Wait(format!("{} is the last enabled group of its cluster: it stays until another one serves", group.name))
+        }
+        Some(group) => Need::Step(Step::Destroy { group: group.name.clone() }),
+    }
+}
+
+fn gone(group: Option<&Group>) -> Need {
+    match group {
+        Some(group) => Need::Wait(format!("{} has {} instances that are still ending", group.name, group.members.len())),
+        None => Need::Nothing,
+    }
+}
+
+fn drop_override(group: GroupName) -> Need {
+    Need::Step(drop_override_step(group))
+}
+
+fn drop_override_step(group: GroupName) -> Step {
+    Step::OverrideGroup { group, out_of_service: false }
+}
+
+/// The steps of a push that goes well, in words, from the world as it is before it begins (invariant I19).
+pub fn planned(push: &Push, inventory: &Inventory) -> Vec<String> {
+    let mut lines = steps_of(Phase::Create, push, inventory);
+    let settings = &push.settings;
+    lines.push(format!("wait until {} is ready by 7 checks, at most {} s", push.group(), settings.ready_within.as_secs()));
+    lines.push(flip(push).to_string());
+    lines.extend(disable_old(push, inventory));
+    let way_back = push.previous_group().map(|old| format!("; {old} stays warm and pinned")).unwrap_or_default();
+    lines.push(format!(
+        "soak for {} s, then watch for {} s: back if over {} % of at least 50 answers in 10 s are errors{way_back}",
+        settings.soak.as_secs(),
+        settings.watch.as_secs(),
+        settings.errors_above
+    ));
+    lines.extend(destroy_old(push));
+    lines
+}
+
+/// The steps of going back, in words, as the world is now.
+pub fn planned_back(push: &Push, inventory: &Inventory) -> Vec<String> {
+    if push.phase.is_before_flip() {
+        return steps_of(Phase::Cancel, push, inventory);
+    }
+    let mut lines = steps_of(Phase::BackEnable, push, inventory);
+    if let Some(step) = flip_back(push) {
+        lines.push(format!("wait until {} is ready", step.group()));
+        lines.push(step.to_string());
+    }
+    let group = push.group().clone();
+    if inventory.groups.get(&group).is_some_and(|g| g.registry_required) {
+        lines.push(Step::OverrideGroup { group: group.clone(), out_of_service: true }.to_string());
+    }
+    lines.push(Step::Disable { group, drain: push.settings.drain }.to_string());
+    if let Need::Step(step) = need(Action::UnpinOld, push, inventory) {
+        lines.push(step.to_string());
+    }
+    lines
+}
+
+pub(crate) fn flip(push: &Push) -> Step {
+    Step::Flip { cluster: push.cluster.clone(), to: push.group().clone() }
+}
+
+pub(crate) fn flip_back(push: &Push) -> Option<Step> {
+    push.previous_group().map(|to| Step::Flip { cluster: push.cluster.clone(), to: to.clone() })
+}
+
+fn steps_of(phase: Phase, push: &Push, inventory: &Inventory) -> Vec<String> {
+    let step = |action: &Action| match need(*action, push, inventory) {
+        Need::Step(step) => Some(step.to_string()),
+        Need::Nothing | Need::Wait(_) => None,
+    };
+    actions(phase).iter().filter_map(step).collect()
+}
+
+/// What happens to the old group once it no longer serves.
+fn disable_old(push: &Push, inventory: &Inventory) -> Vec<String> {
+    let Some(old) = push.previous_group().and_then(|name| inventory.groups.get(name)) else { return Vec::new() };
+    let out = Step::OverrideGroup { group: old.name.clone(), out_of_service: true };
+    let disable = Step::Disable { group: old.name.clone(), drain: push.settings.drain };
+    let out = old.registry_required.then_some(out);
+    out.into_iter().chain([disable]).map(|step| step.to_string()).collect()
+}
+
+fn destroy_old(push: &Push) -> Vec<String> {
+    let Some(old) = push.previous_group() else { return Vec::new() };
+    vec![Step::Destroy { group: old.clone() }.to_string(), drop_override_step(old.clone()).to_string()]
+}
+
+/// Whether the effect of a step can be seen in the world: what settles a step of which nobody can say what became of it.
+/// `None` where the world does not show it.
+pub fn effect_seen(step: &Step, inventory: &Inventory) -> Option<bool> {
+    let group = inventory.groups.get(step.group());
+    match step {
+        Step::CreateGroup { .. } => Some(group.is_some()),
+        Step::Resize { size, .. } => Some(group.is_some_and(|g| g.size == *size)),
+        Step::Flip { .. } => Some(group.is_some_and(|g| g.in_rotation)),
+        Step::Enable { .. } => Some(group.is_some_and(|g| g.enabled)),
+        Step::Disable { .. } => Some(group.is_none_or(|g| !g.enabled)),
+        Step::Destroy { .. } => Some(group.is_none_or(|g| g.size.desired == 0)),
+        Step::Terminate { instance, .. } => Some(inventory.instance(instance).is_none()),
+        Step::OverrideGroup { .. } | Step::CancelEntry { .. } => None,
+    }
+}
+
+/// How many instances of a group serve now; none where the registry's word is needed and missing.
+pub(crate) fn serving(group: &Group, seen: &crate::machine::Seen<'_>) -> u32 {
+    let empty = std::collections::BTreeMap::new();
+    let statuses = seen.statuses.unwrap_or(&empty);
+    u32::try_from(guard::serving(group, statuses, seen.now).len()).unwrap_or(u32::MAX)
+}
