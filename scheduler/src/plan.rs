@@ -1,0 +1,229 @@
+//! The day's plan: for each scope and monkey a verdict, its odds, its draw and why. Made once a day, joined by scopes that
+//! appear, and never changed where it stands.
+//!
+//! Draws come from the day's key, the scope's draw key and the monkey's name alone, in a stream of their own, so a new scope
+//! changes nobody's luck and the same day planned twice is the same plan. What spares without a draw (no workday, an
+//! exception, too soon) is said in the plan; every other gate is asked at the minute.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use jiff::civil::Date;
+use troop_policies::draw::DayKey;
+use troop_policies::plan::{DayPlan, PLAN_SCHEMA, PlanEntry, PlanVerdict, WindowSpan};
+use troop_policies::policy::{AppPolicy, ChaosPolicy, Policy};
+use troop_policies::spared::Spared;
+
+use crate::calendar::{Calendar, instant_of, minutes};
+pub use crate::scopes::{ScopeSeen, scopes_of};
+
+/// The name of the chaos monkey in draws and plans.
+pub const CHAOS: &str = "chaos";
+/// The name of the latency monkey.
+pub const LATENCY: &str = "latency";
+/// What stands before a drill's monkey in the `monkey` of a plan's entry. A drill draws nothing.
+pub const DRILL_PREFIX: &str = "drill:";
+
+/// For how long past its minute an entry may still fire. A control plane that was down at the minute must not kill hours
+/// later, when nobody expects it. Ten minutes cover a restart, a ledger that was busy, and the demo, whose calendar moves by
+/// two and a half minutes between two looks.
+pub const FIRE_WITHIN_S: i64 = 600;
+
+/// Everything a plan is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct PlanInput<'a> {
+    pub policy: &'a Policy,
+    /// Built from `policy`.
+    pub calendar: &'a Calendar,
+    pub day: Date,
+    pub day_key: &'a DayKey,
+    /// On the scheduler's calendar.
+    pub now: Timestamp,
+    pub site_leashed: bool,
+    pub halted: bool,
+    /// From [`scopes_of`], with what the ledger knows of each.
+    pub scopes: &'a [ScopeSeen],
+}
+
+/// Makes the plan of a day. It holds no key until that is published.
+pub fn plan_day(input: &PlanInput<'_>) -> DayPlan {
+    let windows = input.calendar.windows(input.day);
+    let workday = input.calendar.is_workday(input.day);
+    DayPlan {
+        schema: PLAN_SCHEMA,
+        team: input.policy.team.clone(),
+        day: input.day,
+        time_zone: input.policy.time_zone_name.clone(),
+        workday: workday.is_ok(),
+        not_workday_because: workday.err(),
+        late: windows.first().is_some_and(|first| first.opens < input.now),
+        windows,
+        made_at: input.now,
+        site_leashed: input.site_leashed,
+        halted: input.halted,
+        day_key: None,
+        entries: entries(input, &BTreeSet::new(), None),
+        team_spared_because: None,
+    }
+}
+
+/// The plan with entries for what it does not name yet, appended: scopes that appeared and monkeys that were added to the
+/// policy. Entries that stand never change. A plan of another day or team is returned as it is.
+pub fn join(old: &DayPlan, input: &PlanInput<'_>) -> DayPlan {
+    let mut plan = old.clone();
+    if old.day != input.day || old.team != input.policy.team {
+        return plan;
+    }
+    let known = old.entries.iter().map(|entry| (entry.draw_key.as_str(), entry.monkey.as_str())).collect();
+    plan.entries.extend(entries(input, &known, Some(input.now)));
+    plan
+}
+
+/// The entries whose minute has come and is at most [`FIRE_WITHIN_S`] past.
+pub fn due(plan: &DayPlan, now: Timestamp) -> Vec<&PlanEntry> {
+    let has_come =
+        |at: Timestamp| (0..=FIRE_WITHIN_S).contains(&now.as_second().saturating_sub(at.as_second())) && at <= now;
+    let due = |entry: &&PlanEntry| {
+        entry.verdict == PlanVerdict::Chosen && !entry.missed && entry.monkey == CHAOS && entry.at.is_some_and(has_come)
+    };
+    plan.entries.iter().filter(due).collect()
+}
+
+/// What is the same for every entry of the day.
+struct Day<'a> {
+    input: &'a PlanInput<'a>,
+    windows: Vec<WindowSpan>,
+    workday: Result<(), String>,
+    joined_at: Option<Timestamp>,
+}
+
+/// Entries by draw key, then chaos, latency, drills. `known` are left out.
+fn entries(input: &PlanInput<'_>, known: &BTreeSet<(&str, &str)>, joined_at: Option<Timestamp>) -> Vec<PlanEntry> {
+    let day = Day {
+        input,
+        windows: input.calendar.windows(input.day),
+        workday: input.calendar.is_workday(input.day),
+        joined_at,
+    };
+    let mut scopes: Vec<_> = input.scopes.iter().collect();
+    scopes.sort_by(|a, b| a.draw_key.cmp(&b.draw_key));
+    let mut entries = Vec::new();
+    for scope in scopes {
+        let Some(app) = input.policy.apps.get(&scope.app) else { continue };
+        let is_new = |monkey: &str| !known.contains(&(scope.draw_key.as_str(), monkey));
+        if let Some(chaos) = app.chaos.as_ref().filter(|_| is_new(CHAOS)) {
+            entries.push(chaos_entry(&day, scope, app, chaos));
+        }
+        if let Some(latency) = app.latency.as_ref().filter(|_| is_new(LATENCY)) {
+            let why = Spared::NotBuilt { monkey: LATENCY.to_owned() }.to_string();
+            entries.push(PlanEntry { leashed: latency.leashed, ..spared(&day, scope, LATENCY, why) });
+        }
+        let drilled: BTreeSet<&str> = app.drills.iter().map(|drill| drill.monkey.as_str()).collect();
+        for monkey in drilled {
+            let name = format!("{DRILL_PREFIX}{monkey}");
+            if is_new(&name) {
+                entries.push(spared(&day, scope, &name, drills_text(app, monkey)));
+            }
+        }
+    }
+    entries
+}
+
+fn drills_text(app: &AppPolicy, monkey: &str) -> String {
+    let lines = app.drills.iter().filter(|drill| drill.monkey == monkey);
+    let lines: Vec<_> = lines.map(|drill| format!("`{}` at {}", drill.cron, drill.place)).collect();
+    format!("drills are not part of this build: {}", lines.join(", "))
+}
+
+fn chaos_entry(day: &Day<'_>, scope: &ScopeSeen, app: &AppPolicy, chaos: &ChaosPolicy) -> PlanEntry {
+    let leashed = chaos.leashed;
+    if let Some(why) = spared_without_draw(day, scope, app, chaos) {
+        return PlanEntry { leashed, ..spared(day, scope, CHAOS, why) };
+    }
+    let odds = chaos.rate.odds();
+    let mut draw = day.input.day_key.stream(&scope.draw_key, CHAOS);
+    let unit = draw.unit();
+    let fell = unit < odds;
+    let drawn = PlanEntry {
+        leashed,
+        odds: Some(odds),
+        unit: Some(unit),
+        fell: Some(fell),
+        ..spared(day, scope, CHAOS, String::new())
+    };
+    if !fell {
+        return PlanEntry { why: with_leash("did not fall (draw >= odds)".to_owned(), leashed), ..drawn };
+    }
+    let minute = draw.below(u64::from(drawn.window_minutes)).and_then(|minute| u32::try_from(minute).ok());
+    let Some((minute, at)) = minute.and_then(|minute| Some((minute, instant_of(&day.windows, minute)?))) else {
+        // A workday has at least one minute, so this is a calendar that contradicts itself; it spares.
+        return PlanEntry { why: "fell, but the day's windows have no minute".to_owned(), ..drawn };
+    };
+    let missed = at < day.input.now;
+    let (clock, made) = (clock(day, at), clock(day, day.input.now));
+    let why = match (missed, day.joined_at) {
+        (false, _) => format!("draw < odds; the victim is drawn at {clock} from those eligible then"),
+        (true, None) => format!("draw < odds, but {clock} was past when the plan was made at {made}: it never fires"),
+        (true, Some(_)) => format!("draw < odds, but {clock} was past when the scope joined at {made}: it never fires"),
+    };
+    PlanEntry {
+        verdict: PlanVerdict::Chosen,
+        minute: Some(minute),
+        at: Some(at),
+        missed,
+        why: with_leash(why, leashed),
+        ..drawn
+    }
+}
+
+/// The first reason to spare the scope before anything is drawn.
+fn spared_without_draw(day: &Day<'_>, scope: &ScopeSeen, app: &AppPolicy, chaos: &ChaosPolicy) -> Option<String> {
+    if let Err(why) = &day.workday {
+        return Some(format!("no workday: {why}"));
+    }
+    if let Some(why) = &scope.exempt {
+        return Some(why.clone());
+    }
+    if let Some(why) = &scope.unhealed {
+        return Some(format!("unhealed: {why}; `troop clear {} --reason …` ends this", scope.draw_key));
+    }
+    if !app.hold_while.is_empty() {
+        return Some(Spared::HoldNotAsked { signals: app.hold_while.join(", ") }.to_string());
+    }
+    let since = day.input.calendar.workdays_between(scope.last_kill_day?, day.input.day);
+    let min = chaos.rate.min_workdays;
+    let workdays = if since == 1 { "workday" } else { "workdays" };
+    (since < min).then(|| format!("too soon: last kill {since} {workdays} ago, {min} is the minimum"))
+}
+
+fn spared(day: &Day<'_>, scope: &ScopeSeen, monkey: &str, why: String) -> PlanEntry {
+    PlanEntry {
+        day: day.input.day,
+        team: day.input.policy.team.clone(),
+        app: scope.app.clone(),
+        draw_key: scope.draw_key.clone(),
+        monkey: monkey.to_owned(),
+        verdict: PlanVerdict::Spared,
+        odds: None,
+        unit: None,
+        fell: None,
+        window_minutes: minutes(&day.windows),
+        minute: None,
+        at: None,
+        missed: false,
+        leashed: false,
+        why,
+        joined_at: day.joined_at,
+    }
+}
+
+fn with_leash(why: String, leashed: bool) -> String {
+    if leashed { format!("{why}; leashed: it would only be noted") } else { why }
+}
+
+fn clock(day: &Day<'_>, at: Timestamp) -> String {
+    at.to_zoned_datetime(day.input.policy.time_zone.clone()).strftime("%H:%M").to_string()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,109 @@
+//! What a policy draws for, as found in the inventories.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::civil::Date;
+use troop_policies::inventory::Inventory;
+use troop_policies::policy::Policy;
+use troop_policies::{AppName, ClusterName};
+
+/// One scope, with what the ledger knows of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScopeSeen {
+    pub app: AppName,
+    pub draw_key: String,
+    /// The scope's clusters of which the team owns a group, by name; a name stands once, however many regions have it.
+    pub clusters: Vec<ClusterName>,
+    /// Why the policy never touches any of the scope's clusters, where that is so.
+    pub exempt: Option<String>,
+    /// The day of the last kill of the scope by Troop that counts; set by the caller.
+    pub last_kill_day: Option<Date>,
+    /// Why the scope is marked unhealed; set by the caller.
+    pub unhealed: Option<String>,
+}
+
+/// All scopes of the policy's apps of which the team owns a group, sorted by draw key. Of the ledger they know nothing yet.
+pub fn scopes_of(policy: &Policy, inventories: &[Inventory]) -> Vec<ScopeSeen> {
+    #[derive(Default)]
+    struct Found {
+        clusters: BTreeSet<ClusterName>,
+        reasons: Vec<String>,
+        open: bool,
+    }
+    let mut found: BTreeMap<(String, AppName), Found> = BTreeMap::new();
+    for inventory in inventories {
+        let owned: BTreeSet<_> = inventory.groups.values().filter(|g| policy.owns(g)).map(|g| g.cluster()).collect();
+        for cluster in owned {
+            let Some(app) = policy.apps.get(cluster.app()) else { continue };
+            let key = app.draw_key(&inventory.account, &inventory.region, cluster);
+            let scope = found.entry((key, app.app.clone())).or_default();
+            scope.clusters.insert(cluster.clone());
+            match app.exempt(&inventory.account, &inventory.region, cluster) {
+                Some(why) if scope.reasons.contains(&why) => {}
+                Some(why) => scope.reasons.push(why),
+                None => scope.open = true,
+            }
+        }
+    }
+    let scope = |((draw_key, app), found): ((String, AppName), Found)| ScopeSeen {
+        app,
+        draw_key,
+        clusters: found.clusters.into_iter().collect(),
+        exempt: (!found.open).then(|| found.reasons.join("; ")),
+        last_kill_day: None,
+        unhealed: None,
+    };
+    found.into_iter().map(scope).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{inventory, policy};
+
+    fn keys(scopes: &[ScopeSeen]) -> Vec<(&str, Option<&str>)> {
+        scopes.iter().map(|s| (s.draw_key.as_str(), s.exempt.as_deref())).collect()
+    }
+
+    #[test]
+    fn a_scope_stands_for_each_cluster_of_the_team_and_says_why_it_is_exempt() {
+        let policy = policy("");
+        let seen =
+            [inventory("us-east-1", &["checkout-web-v001", "checkout-web-v002", "checkout-pci-v000", "other-v000"])];
+        let scopes = scopes_of(&policy, &seen);
+        assert_eq!(
+            keys(&scopes),
+            [
+                ("prod/us-east-1/checkout-pci", Some("exception at shop.toml:17: card data, audited")),
+                ("prod/us-east-1/checkout-web", None),
+            ]
+        );
+        assert_eq!(scopes[1].clusters.len(), 1);
+    }
+
+    #[test]
+    fn a_group_of_another_team_or_of_none_makes_no_scope() {
+        let mut seen = inventory("us-east-1", &["checkout-web-v001", "checkout-api-v001", "checkout-sub-v001"]);
+        let tag = |inventory: &mut Inventory, name: &str, team: Option<&str>| {
+            let group = inventory.groups.get_mut(&name.parse().unwrap()).unwrap();
+            group.tags.clear();
+            group.tags.extend(team.map(|t| ("troop:team".to_owned(), t.to_owned())));
+        };
+        tag(&mut seen, "checkout-api-v001", Some("search"));
+        tag(&mut seen, "checkout-sub-v001", None);
+        assert_eq!(keys(&scopes_of(&policy(""), &[seen])), [("prod/us-east-1/checkout-web", None)]);
+    }
+
+    #[test]
+    fn a_scope_over_regions_and_clusters_is_exempt_only_when_all_of_it_is() {
+        let mut policy = policy("grouping = \"app\"\nregions_independent = false\n");
+        let east = inventory("us-east-1", &["checkout-web-v001", "checkout-pci-v000"]);
+        let west = inventory("us-west-2", &["checkout-web-v004"]);
+        let scopes = scopes_of(&policy, &[east.clone(), west.clone()]);
+        assert_eq!(keys(&scopes), [("prod/checkout", None)]);
+        assert_eq!(scopes[0].clusters.len(), 2);
+        let app = policy.apps.get_mut(&"checkout".parse().unwrap()).unwrap();
+        app.refused = Some("two files name it".to_owned());
+        assert_eq!(keys(&scopes_of(&policy, &[east, west])), [("prod/checkout", Some("two files name it"))]);
+    }
+}
