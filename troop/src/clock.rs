@@ -67,6 +67,38 @@ impl Calendar {
     }
 }
 
+/// The demo's calendar as a file, so that a control plane that is started again finds it where it was.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct CalendarFile {
+    /// Where the calendar stands, or where it stood when it was let go.
+    pub at: Timestamp,
+    /// The real time at which it was let go.
+    pub running_since: Option<Timestamp>,
+    pub factor: i32,
+}
+
+impl CalendarFile {
+    /// # Errors
+    /// [`crate::state::StateError`].
+    pub fn save(&self, path: &std::path::Path) -> Result<(), crate::state::StateError> {
+        crate::state::write_whole(path, &serde_json::to_vec(self).unwrap_or_default())
+    }
+
+    /// Reads it back. `None` while it is not there or cannot be read, which leaves a calendar standing.
+    pub fn read(path: &std::path::Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+    }
+
+    /// Where the calendar is at the real time `now`.
+    pub fn calendar(&self) -> Calendar {
+        let calendar = Calendar::standing(self.at);
+        if let Some(since) = self.running_since {
+            calendar.run(self.factor, since);
+        }
+        calendar
+    }
+}
+
 /// A step of the wall clock against the boot clock greater than this spares everything.
 pub const CLOCK_JUMP_MS: i64 = 30_000;
 

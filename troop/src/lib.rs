@@ -4,6 +4,19 @@
 //! and carries it out. Layers and arrows are in docs/architecture.md.
 
 pub mod api;
+pub mod cli;
+pub mod client;
 pub mod clock;
+pub mod demo;
+pub mod exit;
+pub mod load;
+pub mod logging;
 pub mod records;
+pub mod sample_app;
+pub mod serve;
+pub mod site;
 pub mod state;
+pub mod supervisor;
+pub mod ui;
+pub mod views;
+pub mod world;

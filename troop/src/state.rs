@@ -59,6 +59,11 @@ impl StateDir {
         self.0.join("run")
     }
 
+    /// Locked by the supervisor for as long as it lives.
+    pub fn lock_file(&self) -> PathBuf {
+        self.run().join("lock")
+    }
+
     pub fn control_socket(&self) -> PathBuf {
         self.run().join("control.sock")
     }

@@ -1,3 +1,5 @@
 //! The control plane's HTTP/JSON API, `/api/v1`, on STATE/run/control.sock.
 
+pub mod peer;
+pub mod router;
 pub mod types;

@@ -46,6 +46,9 @@ use self::table::Shared;
 const FINISH_WITHIN: Duration = Duration::from_secs(1);
 /// How long the last report may take to be written. It carries at most 250 ms of counts: not worth a slow end.
 const LAST_REPORT_WITHIN: Duration = Duration::from_millis(200);
+/// A worker that has just begun leaves clients to the others until it has routes; after this long it takes them all the
+/// same, to tell them that the cloud is away.
+const ROUTES_WITHIN: Duration = Duration::from_secs(1);
 /// Pause after a failed accept: the process is out of descriptors, and trying at once would only spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Most clients at a time; more wait in the listener's backlog, where the other worker may take them.
@@ -106,6 +109,10 @@ pub async fn run(
 
 /// Takes clients until `stop`. The listener is closed with the return, so nobody waits for a worker that has stopped.
 async fn accept(listener: TcpListener, shared: &Arc<Shared>, clients: &mut JoinSet<()>, stop: &CancellationToken) {
+    tokio::select! {
+        () = stop.cancelled() => return,
+        _or_not = tokio::time::timeout(ROUTES_WITHIN, shared.routed()) => {}
+    }
     let places = Arc::new(Semaphore::new(clients_max()));
     loop {
         let place = tokio::select! {

@@ -126,6 +126,12 @@ impl Shared {
         self.changed.send_replace(number);
     }
 
+    /// Returns once routes are in force: at once but for a worker that has just begun.
+    pub(super) async fn routed(&self) {
+        // The other end lives in `self`, so an error cannot come.
+        let _never = self.changed.subscribe().wait_for(|number| *number > 0).await.is_err();
+    }
+
     /// Assigns a request to the next target of the cluster that `host` names, but none of `tried`.
     pub(super) fn assign(&self, host: Option<&str>, tried: &[Arc<Upstream>]) -> Result<InFlight, NoTarget> {
         loop {

@@ -81,6 +81,17 @@ async fn fifty_flips_lose_no_request_and_are_followed_once_applied() {
 }
 
 #[tokio::test]
+async fn a_worker_that_begins_leaves_clients_to_the_others_until_it_has_routes() {
+    let mut stage = Stage::start(1).await;
+    let instance = Instance::serve().await;
+    let mut client = Client::connect(stage.address).await;
+    let routes = routes(1, &[member(1, "hello-web-v000", instance.address)]);
+    let (answer, ()) = tokio::join!(client.get("hello-web", "/"), stage.push(routes));
+    assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+    stage.stop().await;
+}
+
+#[tokio::test]
 async fn the_host_names_the_cluster_and_the_answer_names_the_instance() {
     let mut stage = Stage::start(1).await;
     let (web, api) = (Instance::serve().await, Instance::serve().await);

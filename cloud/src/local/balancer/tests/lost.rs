@@ -42,8 +42,9 @@ async fn an_instance_that_closes_after_it_was_asked_fails_the_request_and_nobody
     let bad = member(1, "web-v000", listener.local_addr().unwrap());
     stage.push(routes(1, &[bad, member(2, "web-v000", other.address)])).await;
     let mut client = Client::connect(stage.address).await;
+    let web = host("web");
     let (answer, ()) =
-        tokio::join!(client.get(&host("web"), "/"), async { drop(take(&listener, b"").await) });
+        tokio::join!(client.get(&web, "/"), async { drop(take(&listener, b"").await) });
     assert_eq!((answer.status, answer.header("x-troop-failure")), (StatusCode::BAD_GATEWAY, "in_flight"));
     assert_eq!(answer.header("x-troop-group"), "web-v000");
     assert_eq!(answer.header("x-troop-instance"), instance_id(1).as_str());
@@ -99,7 +100,8 @@ async fn a_request_in_flight_to_a_killed_instance_is_told_and_counted_as_such() 
         stage.push(killing.clone()).await;
         drop(stream);
     };
-    let (answer, ()) = tokio::join!(client.get(&host("web"), "/"), kill);
+    let web = host("web");
+    let (answer, ()) = tokio::join!(client.get(&web, "/"), kill);
     assert_eq!((answer.status, answer.header("x-troop-failure")), (StatusCode::BAD_GATEWAY, "in_flight_to_killed"));
 
     // Listed just after, in the middle of its answer: the client sees the answer break off.
@@ -114,7 +116,7 @@ async fn a_request_in_flight_to_a_killed_instance_is_told_and_counted_as_such() 
         killing.being_killed = vec![instance_id(1)];
         stage.push(killing.clone()).await;
     };
-    let (answer, ()) = tokio::join!(client.ask(Method::GET, &host("web"), "/", Bytes::new()), kill);
+    let (answer, ()) = tokio::join!(client.ask(Method::GET, &web, "/", Bytes::new()), kill);
     assert!(answer.is_err(), "{answer:?}");
     let traffic = failures(&mut stage, 2).await;
     assert_eq!((traffic.failed_in_flight_to_killed, traffic.answers, traffic.in_flight), (2, 0, 0));

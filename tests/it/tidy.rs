@@ -1,0 +1,147 @@
+//! Rules about the tree itself: which way arrows point, who inherits the lints, and that no file was forgotten.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use cargo_metadata::{DependencyKind, MetadataCommand};
+
+/// The layer of every package. An arrow points to a lower layer only, never sideways or up (docs/architecture.md).
+const LAYERS: [(&str, u32); 9] = [
+    ("troop-policies", 1),
+    ("troop-scheduler", 2),
+    ("troop-cloud", 2),
+    ("troop-registry", 2),
+    ("troop-ledger", 2),
+    ("troop-monkeys", 3),
+    ("troop-deploy", 3),
+    ("troop", 4),
+    ("troop-tests", 4),
+];
+
+/// A file longer than this has a second subject. Tests may be longer: they are lists.
+const FILE_LINES_MAX: usize = 600;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
+}
+
+fn metadata() -> cargo_metadata::Metadata {
+    MetadataCommand::new().manifest_path(root().join("Cargo.toml")).no_deps().other_options(vec!["--offline".to_owned()]).exec().unwrap()
+}
+
+/// Every file of the tree that is ours, with its path from the root.
+fn files(extension: &str) -> Vec<(PathBuf, String)> {
+    fn walk(folder: &Path, extension: &str, found: &mut Vec<(PathBuf, String)>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            if path.is_dir() {
+                if !name.starts_with('.') && !name.starts_with("target") {
+                    walk(&path, extension, found);
+                }
+            } else if path.extension().is_some_and(|e| e == extension) {
+                found.push((path.clone(), fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(&root(), extension, &mut found);
+    found
+}
+
+#[test]
+fn arrows_point_down() {
+    let layers: BTreeMap<_, _> = LAYERS.into();
+    let mut wrong = Vec::new();
+    for package in metadata().packages {
+        let own = *layers.get(package.name.as_str()).unwrap_or_else(|| panic!("{} has no layer", package.name));
+        for dependency in package.dependencies.iter().filter(|d| d.kind != DependencyKind::Development) {
+            if let Some(other) = layers.get(dependency.name.as_str()) {
+                if *other >= own {
+                    wrong.push(format!("{} -> {}", package.name, dependency.name));
+                }
+            }
+        }
+    }
+    assert_eq!(wrong, Vec::<String>::new());
+}
+
+#[test]
+fn policies_are_pure() {
+    let banned = ["tokio", "sqlx", "reqwest", "hyper", "nix", "rustix", "axum"];
+    for package in metadata().packages.iter().filter(|p| ["troop-policies", "troop-scheduler"].contains(&p.name.as_str())) {
+        for dependency in &package.dependencies {
+            assert!(!banned.contains(&dependency.name.as_str()), "{} depends on {}", package.name, dependency.name);
+        }
+    }
+}
+
+#[test]
+fn every_crate_inherits_the_lints() {
+    for package in metadata().packages {
+        let manifest = fs::read_to_string(&package.manifest_path).unwrap();
+        assert!(manifest.contains("[lints]\nworkspace = true"), "{} does not inherit the lints", package.name);
+    }
+}
+
+#[test]
+fn no_file_was_forgotten() {
+    let sources = files("rs");
+    let manifests: String = files("toml").into_iter().map(|(_, text)| text).collect();
+    let declared: BTreeSet<String> = sources
+        .iter()
+        .flat_map(|(_, text)| text.lines().map(str::trim).filter_map(module_name).map(str::to_owned).collect::<Vec<_>>())
+        .collect();
+    for (path, _) in &sources {
+        let stem = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let name = if stem == "mod" { path.parent().unwrap().file_name().unwrap().to_string_lossy().into_owned() } else { stem };
+        let relative = path.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
+        let entry = ["lib", "main", "build"].contains(&name.as_str());
+        let target = manifests.contains(path.file_name().unwrap().to_str().unwrap()) || relative.contains("/tests/");
+        assert!(entry || target || declared.contains(&name), "{relative} is part of no crate");
+    }
+}
+
+/// The name in `mod name;`, `pub mod name;` or `pub(crate) mod name;`.
+fn module_name(line: &str) -> Option<&str> {
+    let rest = line.strip_suffix(';')?;
+    let (before, name) = rest.rsplit_once("mod ")?;
+    ["", "pub ", "pub(crate) ", "pub(super) "].contains(&before).then_some(name)
+}
+
+#[test]
+fn files_have_one_subject() {
+    for (path, text) in files("rs") {
+        let lines = text.lines().count();
+        let is_test = path.to_string_lossy().contains("tests");
+        assert!(is_test || lines <= FILE_LINES_MAX, "{} has {lines} lines: look for its second subject", path.display());
+    }
+}
+
+#[test]
+fn only_the_clock_reads_the_clock() {
+    for (path, text) in files("rs") {
+        let allowed = ["clock.rs", "tidy.rs"].iter().any(|name| path.ends_with(name));
+        for (number, line) in text.lines().enumerate() {
+            let reads = ["Timestamp::now()", "SystemTime::now()"].iter().any(|call| line.contains(call));
+            let comment = line.trim_start().starts_with("//");
+            assert!(allowed || comment || !reads, "{}:{} reads the clock", path.display(), number + 1);
+        }
+    }
+}
+
+#[test]
+fn nothing_names_a_machine_or_a_registry_host() {
+    let banned = ["/work/", "/root/", "crates.io/api", "pypi.org", "registry.npmjs", "/tmp/tgt"];
+    for extension in ["rs", "toml", "md", "py", "sh", "yml"] {
+        for (path, text) in files(extension) {
+            if path.ends_with("tidy.rs") {
+                continue;
+            }
+            for word in banned {
+                assert!(!text.contains(word), "{} holds `{word}`", path.display());
+            }
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! `troop demo`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use troop_cloud::local::sandbox::Isolation;
+
+use super::context::{self, Context};
+use crate::demo::{self, DemoError, DemoOptions};
+use crate::exit::{CliError, Code};
+use crate::supervisor::stop;
+use crate::{logging, ui};
+
+/// Watch the main job on this machine, in about a minute
+///
+/// Deploys a service, kills instances of it by draw and on demand, pushes a good version, one that never becomes ready
+/// and one that answers with errors, and counts every request of a client. It touches no host networking and leaves
+/// nothing behind. Exit 5 when it did not keep what it promises, 6 when something is left over, 3 after Ctrl-C.
+#[derive(Debug, Args)]
+pub(super) struct DemoArgs {
+    /// Leave it running at the end, until Ctrl-C
+    #[arg(long)]
+    keep: bool,
+    /// Also write the figures as JSON
+    #[arg(long, value_name = "FILE")]
+    summary: Option<PathBuf>,
+    /// How instances are kept apart: namespaces, processes or auto
+    #[arg(long, value_name = "HOW", default_value_t = Isolation::Auto)]
+    isolation: Isolation,
+}
+
+pub(super) fn run(cx: &Context, args: DemoArgs) -> Result<Code, CliError> {
+    logging::for_a_person();
+    let options = DemoOptions {
+        keep: args.keep,
+        summary: args.summary,
+        isolation: args.isolation,
+        state: cx.state_flag().cloned(),
+    };
+    let runtime = context::runtime()?;
+    let local = tokio::task::LocalSet::new();
+    let ended = local.block_on(&runtime, async {
+        let stop = stop::on_signals()
+            .map_err(|e| CliError::new(Code::Unavailable, format!("could not watch for signals: {e}")))?;
+        demo::run(options, stop).await.map_err(error)
+    })?;
+    ended.broken.iter().for_each(|promise| ui::note(&format!("NOT KEPT  {promise}")));
+    match (ended.summary.left_over, ended.broken.is_empty()) {
+        (0, true) => Ok(Code::Ok),
+        (0, false) => Ok(Code::CheckFalse),
+        (_, _) => Ok(Code::LeftBehind),
+    }
+}
+
+fn error(e: DemoError) -> CliError {
+    match e {
+        DemoError::Interrupted => CliError::new(Code::Refused, "interrupted; everything that was started has ended"),
+        DemoError::Up(e) => e.into(),
+        DemoError::Chapter { .. } => CliError::of(Code::CheckFalse, &e),
+        DemoError::Io { .. } => CliError::of(Code::Unavailable, &e),
+    }
+}

@@ -1,0 +1,321 @@
+//! `policy check` and `policy init`.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand, ValueEnum};
+use serde::Serialize;
+use troop_cloud::Cloud as _;
+use troop_cloud::local::client::LocalCloud;
+use troop_policies::inventory::Inventory;
+use troop_policies::policy::{AppPolicy, Policy};
+use troop_policies::{TeamName, file};
+
+use super::args::Output;
+use super::context::{self, Context};
+use super::policy_files::{self, PolicyFile};
+use crate::exit::{CliError, Code};
+use crate::state::StateDir;
+use crate::views::policy::{self, AppRow};
+use crate::{site, ui};
+
+/// The name of the site file, which is checked as one wherever it is named.
+const SITE_FILE: &str = "troop.toml";
+
+/// Write and check policy files
+#[derive(Debug, Subcommand)]
+pub(super) enum PolicyCommand {
+    Check(CheckArgs),
+    Init(InitArgs),
+}
+
+/// A cloud that is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Against {
+    /// The embedded cloud of `troop up`
+    Local,
+}
+
+/// Check policy files: every mistake with its line, and what they opt in
+///
+/// Without --against only the text is read, and no network. A file named troop.toml is checked as the site file. Exit 1
+/// when a file does not count: its whole team is then spared, and no other team is affected.
+#[derive(Debug, Args)]
+pub(super) struct CheckArgs {
+    /// A file, or a folder of *.toml
+    #[arg(value_name = "FILE|DIR")]
+    path: PathBuf,
+    /// Also ask a running cloud what the policies match
+    #[arg(long, value_enum, value_name = "CLOUD")]
+    against: Option<Against>,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// Write a commented policy for a team to stdout; it is leashed and opts nothing in
+#[derive(Debug, Args)]
+pub(super) struct InitArgs {
+    /// As in the tag troop:team of its groups
+    #[arg(long, value_name = "TEAM")]
+    team: TeamName,
+}
+
+/// What `policy check` says as JSON.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    schema: u32,
+    files: Vec<FileReport<'a>>,
+    apps: &'a [AppRow],
+}
+
+#[derive(Debug, Serialize)]
+struct FileReport<'a> {
+    file: &'a str,
+    team: Option<&'a TeamName>,
+    ok: bool,
+    /// Why it does not count, where no diagnostic says so.
+    problem: Option<&'a str>,
+    diagnostics: &'a [file::Diagnostic],
+}
+
+pub(super) fn run(cx: &Context, command: PolicyCommand) -> Result<Code, CliError> {
+    match command {
+        PolicyCommand::Init(args) => {
+            ui::data(file::template(&args.team));
+            Ok(Code::Ok)
+        }
+        PolicyCommand::Check(args) if is_site_file(&args.path) => check_site(&args),
+        PolicyCommand::Check(args) => check(cx, &args),
+    }
+}
+
+fn is_site_file(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name == SITE_FILE)
+}
+
+fn check_site(args: &CheckArgs) -> Result<Code, CliError> {
+    if args.against.is_some() {
+        return Err(
+            CliError::new(Code::Input, "a site file is not checked against a cloud").hint("leave --against out")
+        );
+    }
+    match site::read(Some(&args.path)) {
+        Ok(read) => {
+            read.warnings.iter().for_each(|warning| ui::note(warning));
+            let leash = if read.site.leashed { "leashed: it plans and changes nothing" } else { "unleashed" };
+            if args.output.is_json() {
+                ui::json(
+                    &serde_json::json!({ "schema": 1, "site": read.site.name, "leashed": read.site.leashed, "warnings": read.warnings }),
+                );
+            } else {
+                ui::line(&format!(
+                    "site {}: ok, {leash}; policies in {}",
+                    read.site.name,
+                    read.site.policies.display()
+                ));
+            }
+            Ok(Code::Ok)
+        }
+        Err(e) => Err(CliError::of(Code::Input, &e)),
+    }
+}
+
+fn check(cx: &Context, args: &CheckArgs) -> Result<Code, CliError> {
+    let mut files = policy_files::read(&args.path)?;
+    let inventories = match args.against {
+        Some(Against::Local) => Some(context::block_on(ask(&cx.state()?))?),
+        None => None,
+    };
+    let refused = refuse(&mut files);
+    let rows = rows(&files, inventories.as_deref());
+    let bad = policy_files::tell(&files);
+    if args.output.is_json() {
+        let reports = files.iter().map(report).collect();
+        ui::json(&Report { schema: 1, files: reports, apps: &rows });
+    } else if rows.is_empty() {
+        ui::note("no app stands in these policies: nothing is opted in");
+    } else {
+        ui::line(&policy::text(&rows));
+    }
+    refused.iter().for_each(|why| ui::note(&format!("error: {why}")));
+    if bad > 0 {
+        return Err(policy_files::bad(&files));
+    }
+    Ok(if refused.is_empty() { Code::Ok } else { Code::Input })
+}
+
+fn report(file: &PolicyFile) -> FileReport<'_> {
+    FileReport {
+        file: &file.name,
+        team: file.team.as_ref(),
+        ok: !file.is_bad(),
+        problem: file.problem(),
+        diagnostics: file.diagnostics(),
+    }
+}
+
+/// Refuses what two files claim, as the control plane will, and returns the reasons.
+fn refuse(files: &mut [PolicyFile]) -> Vec<String> {
+    let bad: Vec<_> =
+        files.iter().filter(|f| f.is_bad()).filter_map(|f| Some((f.team.clone()?, f.name.clone()))).collect();
+    let mut policies: Vec<Policy> =
+        files.iter().filter_map(|f| f.result.as_ref().ok().map(|(p, _)| p.clone())).collect();
+    let reasons = file::conflicts(&mut policies);
+    for (team, name) in &bad {
+        file::spare_team(&mut policies, team, name);
+    }
+    let good = files.iter_mut().filter_map(|f| f.result.as_mut().ok());
+    for ((policy, _), refused) in good.zip(policies) {
+        *policy = refused;
+    }
+    reasons
+}
+
+/// Every region of the embedded cloud that runs.
+async fn ask(state: &StateDir) -> Result<Vec<Inventory>, CliError> {
+    let cloud = LocalCloud::new(state.path());
+    let mut inventories = Vec::new();
+    for region in cloud.regions().to_vec() {
+        let inventory = cloud.inventory(&region).await.map_err(|e| {
+            CliError::of(Code::Unavailable, &e)
+                .hint("start it with `troop up`, name its folder with `--state DIR`, or leave --against out")
+        })?;
+        inventories.push(inventory);
+    }
+    Ok(inventories)
+}
+
+fn rows(files: &[PolicyFile], inventories: Option<&[Inventory]>) -> Vec<AppRow> {
+    let policies = files.iter().filter_map(|f| f.result.as_ref().ok().map(|(policy, _)| (f, policy)));
+    let apps = policies.flat_map(|(f, policy)| policy.apps.values().map(move |app| (f, policy, app)));
+    apps.map(|(f, policy, app)| row(f, policy, app, inventories)).collect()
+}
+
+fn row(file: &PolicyFile, policy: &Policy, app: &AppPolicy, inventories: Option<&[Inventory]>) -> AppRow {
+    let mut warnings: Vec<String> = app.refused.iter().cloned().collect();
+    if app.chaos.is_none() && app.latency.is_none() {
+        warnings.push("names no monkey: nothing happens to it".to_owned());
+    }
+    let mut row = AppRow {
+        app: app.app.to_string(),
+        team: policy.team.to_string(),
+        file: file.name.clone(),
+        groups: None,
+        instances: None,
+        opted_in: policy::opted_in(app),
+        warnings: Vec::new(),
+    };
+    match inventories {
+        Some(inventories) => {
+            let (groups, instances, found) = matches(policy, app, inventories);
+            row.groups = Some(groups);
+            row.instances = Some(instances);
+            warnings.extend(found);
+        }
+        None => {
+            let list = |e: &troop_policies::policy::Exception| format!("exception, {}", e.place);
+            warnings.extend(app.exceptions.iter().map(list));
+        }
+    }
+    row.warnings = warnings;
+    row
+}
+
+/// How many groups and instances an app's policy matches, and what of it is not as its author may think.
+fn matches(policy: &Policy, app: &AppPolicy, inventories: &[Inventory]) -> (usize, usize, Vec<String>) {
+    let mut warnings = std::collections::BTreeSet::new();
+    let (mut groups, mut instances, mut others) = (0, 0, 0);
+    for inventory in inventories {
+        for group in inventory.groups.values().filter(|g| g.name.app() == &app.app) {
+            if !policy.owns(group) {
+                others += 1;
+                let tag =
+                    group.team().map_or_else(|| "carries no tag troop:team".to_owned(), |t| format!("is team `{t}`'s"));
+                warnings.insert(format!("{} {tag}: not matched", group.name));
+                continue;
+            }
+            groups += 1;
+            instances += group.members.len();
+            if let Some(why) = app.exempt(&inventory.account, &inventory.region, group.cluster()) {
+                if app.refused.is_none() {
+                    warnings.insert(format!("{}: {why}", group.cluster()));
+                }
+                continue;
+            }
+            let running = u32::try_from(group.members.len()).unwrap_or(u32::MAX);
+            if group.in_rotation && running <= app.min_serving {
+                let floor = app.min_serving;
+                warnings.insert(format!(
+                    "{}: {running} instances and min_serving {floor}: always at its floor, never hurt",
+                    group.name
+                ));
+            }
+        }
+        for exception in &app.exceptions {
+            let hit = inventory
+                .clusters()
+                .into_iter()
+                .any(|c| c.app() == &app.app && exception.matches(&inventory.account, &inventory.region, c));
+            if !hit {
+                warnings.insert(format!("exception at {} matches nothing", exception.place));
+            }
+        }
+    }
+    if groups == 0 && others == 0 {
+        warnings.insert("matches nothing: no group of this app runs".to_owned());
+    }
+    (groups, instances, warnings.into_iter().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn files(texts: &[(&str, String)]) -> (tempfile::TempDir, Vec<PolicyFile>) {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in texts {
+            fs::write(dir.path().join(name), text).unwrap();
+        }
+        let files = policy_files::read(dir.path()).unwrap();
+        (dir, files)
+    }
+
+    fn policy(team: &str, app: &str) -> String {
+        include_str!("../../../policies/examples/minimal.toml")
+            .replace("\"search\"", &format!("\"{team}\""))
+            .replace("apps.search", &format!("apps.{app}"))
+    }
+
+    #[test]
+    fn an_app_that_two_files_claim_is_refused_in_both() {
+        let (_dir, mut files) = files(&[("a.toml", policy("one", "search")), ("b.toml", policy("two", "search"))]);
+        let reasons = refuse(&mut files);
+        assert_eq!(reasons.len(), 1, "{reasons:?}");
+        let rows = rows(&files, None);
+        assert!(rows.iter().all(|r| r.warnings.iter().any(|w| w.contains("claimed by 2 policy files"))), "{rows:?}");
+    }
+
+    #[test]
+    fn a_bad_file_of_a_team_spares_its_good_one_too() {
+        let (_dir, mut files) =
+            files(&[("a.toml", policy("one", "search")), ("b.toml", "format = 1\nteam = \"one\"\n".to_owned())]);
+        assert_eq!(refuse(&mut files), Vec::<String>::new());
+        let rows = rows(&files, None);
+        assert!(rows[0].warnings[0].contains("has a file with mistakes"), "{rows:?}");
+    }
+
+    #[test]
+    fn what_matches_nothing_is_said() {
+        let (_dir, files) = files(&[("a.toml", policy("one", "search"))]);
+        let rows = rows(&files, Some(&[]));
+        assert_eq!((rows[0].groups, rows[0].instances), (Some(0), Some(0)));
+        assert!(rows[0].warnings[0].starts_with("matches nothing"), "{rows:?}");
+    }
+
+    #[test]
+    fn the_template_passes_the_check() {
+        let (_dir, files) = files(&[("new.toml", file::template(&"shop".parse().unwrap()))]);
+        assert!(!files[0].is_bad(), "{:?}", files[0].shown());
+    }
+}

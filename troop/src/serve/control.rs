@@ -1,0 +1,418 @@
+//! What the API asks of the control plane.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use troop_policies::gates::{Purpose, Scope, Verdict};
+use troop_policies::inventory::Inventory;
+use troop_policies::plan::DayPlan;
+use troop_policies::registry_view::Status;
+use troop_policies::step::Step;
+use troop_policies::{ClusterName, InstanceId};
+
+use super::act::{self, Struck, Wanted};
+use super::core::Core;
+use super::look::{Look, look};
+use super::policy_store::TeamPolicy;
+use super::{halt, pushes};
+use crate::api::types::{
+    Actor, ApiError, ControlPlane, DeployAnswer, DeployRequest, ErrorKind, ExplainView, GateView, ImageView,
+    InstanceView, KillAnswer, KillRequest, LiveView, PolicyView, PushView, RollbackAnswer, RollbackRequest,
+};
+use crate::clock;
+use crate::records::{MARK_UNHEALED, Record};
+use crate::supervisor::UpInfo;
+use crate::world::chain;
+
+/// The version of the answers' JSON form.
+pub const SCHEMA: u32 = 1;
+
+/// The control plane behind the API.
+#[derive(Debug, Clone)]
+pub struct Control(pub Arc<Core>);
+
+pub(super) fn error(kind: ErrorKind, message: impl Into<String>, hint: Option<&str>) -> ApiError {
+    ApiError { kind, message: message.into(), hint: hint.map(str::to_owned) }
+}
+
+pub(super) fn could_not_ask(e: &(dyn std::error::Error + 'static)) -> ApiError {
+    error(ErrorKind::CouldNotAsk, chain(e), Some("`troop status` says what is wrong"))
+}
+
+/// One scope that a word on the command line may mean.
+struct Found {
+    team: Arc<TeamPolicy>,
+    scope: Scope,
+    instance: Option<InstanceId>,
+}
+
+/// The scopes that `target` names: a cluster, an instance, or a draw key.
+fn find(core: &Core, seen: &Look, target: &str) -> Result<Vec<Found>, ApiError> {
+    let mut clusters: Vec<(&Inventory, ClusterName, Option<InstanceId>)> = Vec::new();
+    for inventory in seen.inventories() {
+        let by_instance = InstanceId::new(target).ok().and_then(|id| inventory.instance(&id).map(|(g, i)| (g, i.id.clone())));
+        if let Some((group, id)) = by_instance {
+            clusters.push((inventory, group.cluster().clone(), Some(id)));
+            continue;
+        }
+        for cluster in inventory.clusters() {
+            let by_group = inventory.groups_of(cluster).iter().any(|g| g.name.as_str() == target);
+            if cluster.as_str() == target || by_group {
+                clusters.push((inventory, cluster.clone(), None));
+            }
+        }
+    }
+    let policies = core.policies.load_full();
+    let mut found = Vec::new();
+    for team in policies.good() {
+        for app in team.policy.apps.values() {
+            for (inventory, cluster, instance) in &clusters {
+                if cluster.app() == &app.app {
+                    let draw_key = app.draw_key(&inventory.account, &inventory.region, cluster);
+                    let scope = Scope { app: app.app.clone(), draw_key };
+                    found.push(Found { team: Arc::clone(team), scope, instance: instance.clone() });
+                }
+            }
+            let by_key = seen.inventories().flat_map(|i| i.clusters().into_iter().map(move |c| (i, c)));
+            for (inventory, cluster) in by_key.filter(|(_, c)| c.app() == &app.app) {
+                if app.draw_key(&inventory.account, &inventory.region, cluster) == target {
+                    let scope = Scope { app: app.app.clone(), draw_key: target.to_owned() };
+                    found.push(Found { team: Arc::clone(team), scope, instance: None });
+                }
+            }
+        }
+    }
+    found.dedup_by(|a, b| a.scope == b.scope && Arc::ptr_eq(&a.team, &b.team));
+    if !found.is_empty() {
+        return Ok(found);
+    }
+    let unreadable = seen.regions.iter().find_map(|(r, reading, _)| reading.as_ref().err().map(|why| (r, why)));
+    if let Some((region, why)) = unreadable {
+        return Err(error(ErrorKind::CouldNotAsk, format!("the inventory of {region} cannot be read: {why}"), None));
+    }
+    if let Some((_, cluster, _)) = clusters.first() {
+        let bad = policies.files.iter().find(|f| f.result.is_err());
+        let mut message = format!("no policy names app `{}`: nothing of it is ever touched by a monkey", cluster.app());
+        if let Some((file, why)) = bad.and_then(|f| f.result.as_ref().err().map(|why| (&f.file, why))) {
+            message = format!("{message} (and {file} cannot be used: {why})");
+        }
+        return Err(error(ErrorKind::Refused, message, Some("`troop policy init --team T` writes one")));
+    }
+    let known: Vec<_> = seen.inventories().flat_map(Inventory::clusters).map(ToString::to_string).collect();
+    let near = troop_policies::file::nearest(target, known.iter().map(String::as_str));
+    let hint = near.map_or_else(|| "`troop ps` lists what there is".to_owned(), |near| format!("did you mean `{near}`?"));
+    Err(error(ErrorKind::NotFound, format!("no cluster, group, instance or draw key is named `{target}`"), Some(&hint)))
+}
+
+fn day_of(team: &TeamPolicy, now: Timestamp) -> jiff::civil::Date {
+    team.calendar.civil_day(now)
+}
+
+fn gates(verdict: &Verdict) -> Vec<GateView> {
+    let view = |a: &troop_policies::gates::Answer| GateView {
+        gate: a.gate.name().to_owned(),
+        ok: a.result.is_ok(),
+        text: a.result.as_ref().map_or_else(ToString::to_string, Clone::clone),
+    };
+    verdict.answers.iter().map(view).collect()
+}
+
+impl Control {
+    async fn todays_plan(&self, team: &TeamPolicy) -> Option<DayPlan> {
+        let now = self.0.calendar_now();
+        let mut newest = None;
+        for day in team.calendar.planning_days(now) {
+            let stored = self.0.ledger.plan(&day.to_string(), team.policy.team.as_str()).await.ok().flatten();
+            newest = stored.and_then(|s| serde_json::from_value(s.body).ok()).or(newest);
+        }
+        newest
+    }
+
+    fn wanted(&self, found: &Found, purpose: Purpose, demand: Option<(String, String)>) -> Wanted {
+        Wanted {
+            team: Arc::clone(&found.team),
+            scope: found.scope.clone(),
+            purpose,
+            day: day_of(&found.team, self.0.calendar_now()),
+            demand,
+        }
+    }
+
+    async fn note_spared(&self, found: &Found, spared: &troop_policies::spared::Spared, who: &str) {
+        let record = Record::SparedAtAct {
+            team: found.team.policy.team.clone(),
+            draw_key: found.scope.draw_key.clone(),
+            monkey: troop_monkeys::chaos::MONKEY.to_owned(),
+            day: day_of(&found.team, self.0.calendar_now()),
+            gate: spared.gate(),
+            why: spared.to_string(),
+            demand: true,
+        };
+        let written = self.0.record(&record, Some(who)).await;
+        self.0.trouble("ledger", written.err().map(|e| chain(&e)));
+    }
+}
+
+#[async_trait]
+impl ControlPlane for Control {
+    async fn live(&self) -> LiveView {
+        let core = &self.0;
+        let seen = look(core).await;
+        let registry = match &seen.registry {
+            Ok(view) if view.warming => "warming up: everything waits and is spared".to_owned(),
+            Ok(view) => format!("{} entries", view.entries.len()),
+            Err(why) => format!("cannot be read: {why}"),
+        };
+        let policies = core.policies.load_full();
+        let view = |f: &super::policy_store::Loaded| PolicyView {
+            file: f.file.clone(),
+            team: f.team.clone(),
+            ok: f.result.is_ok(),
+            problem: f.result.as_ref().err().cloned(),
+        };
+        LiveView {
+            schema: SCHEMA,
+            pid: std::process::id(),
+            started_at: core.started_at,
+            calendar: core.calendar_now(),
+            site: core.site.name.clone(),
+            site_leashed: core.site.leashed,
+            registry,
+            policies: policies.files.iter().map(view).collect(),
+            troubles: core.troubles(),
+            balancer: UpInfo::read(&core.state).map(|up| up.balancer),
+        }
+    }
+
+    async fn plans(&self) -> Result<Vec<DayPlan>, ApiError> {
+        let policies = self.0.policies.load_full();
+        let mut plans = Vec::new();
+        for team in policies.good() {
+            plans.extend(self.todays_plan(team).await);
+        }
+        Ok(plans)
+    }
+
+    async fn explain(&self, target: &str) -> Result<Vec<ExplainView>, ApiError> {
+        let seen = look(&self.0).await;
+        let mut views = Vec::new();
+        for found in find(&self.0, &seen, target)? {
+            let purpose = match &found.instance {
+                None => Purpose::Drawn,
+                Some(id) => Purpose::Demand { outside_window: false, instance: Some(id.clone()) },
+            };
+            let (_, verdict) = act::ask(&self.0, &self.wanted(&found, purpose, None)).await;
+            let plan = self.todays_plan(&found.team).await;
+            let entry = |p: DayPlan| {
+                p.entries.into_iter().find(|e| e.draw_key == found.scope.draw_key && e.monkey == troop_monkeys::chaos::MONKEY)
+            };
+            views.push(ExplainView {
+                schema: SCHEMA,
+                draw_key: found.scope.draw_key.clone(),
+                monkey: troop_monkeys::chaos::MONKEY.to_owned(),
+                team: Some(found.team.policy.team.clone()),
+                gates: gates(&verdict),
+                eligible: verdict.candidates.clone(),
+                verdict: match &verdict.result {
+                    Ok(eligible) => format!("eligible: one of {} would be hurt if a draw fell now", eligible.ids().len()),
+                    Err(spared) => format!("spared ({}): {spared}", spared.gate().name()),
+                },
+                today: plan.and_then(entry),
+            });
+        }
+        Ok(views)
+    }
+
+    async fn kill(&self, request: KillRequest, actor: Actor) -> Result<KillAnswer, ApiError> {
+        if request.reason.trim().is_empty() {
+            return Err(error(ErrorKind::Yours, "a kill on demand needs a reason", Some("--reason \"why\"")));
+        }
+        let seen = look(&self.0).await;
+        let mut all = find(&self.0, &seen, &request.target)?;
+        let (Some(found), None) = (all.pop(), all.pop()) else {
+            let message = format!("`{}` means several scopes", request.target);
+            return Err(error(ErrorKind::Yours, message, Some("name one by its draw key, as `troop explain` shows it")));
+        };
+        let instance = request.instance.clone().or_else(|| found.instance.clone());
+        let purpose = Purpose::Demand { outside_window: request.outside_window, instance: instance.clone() };
+        let wanted = self.wanted(&found, purpose, Some((actor.name.clone(), request.reason.clone())));
+        if request.plan {
+            let (_, verdict) = act::ask(&self.0, &wanted).await;
+            let eligible = verdict.result.map_err(|spared| refused(&spared))?;
+            return Ok(planned(&found, &eligible, instance));
+        }
+        match act::strike(&self.0, wanted).await {
+            Struck::Spared(spared) => {
+                self.note_spared(&found, &spared, &actor.name).await;
+                Err(refused(&spared))
+            }
+            Struck::CouldNot { why } => Err(error(ErrorKind::CouldNotAsk, why, Some("`troop status` says what is wrong"))),
+            Struck::Acted { intent, zone, outcome } => {
+                let (word, detail) = match &outcome {
+                    troop_policies::intent::Outcome::Done { detail } => ("done", detail.clone()),
+                    troop_policies::intent::Outcome::Refused { why } => ("refused", why.clone()),
+                    troop_policies::intent::Outcome::Unknown { why } => ("unknown", why.clone()),
+                };
+                let victim = match &intent.step {
+                    Step::Terminate { instance, .. } => Some(instance.clone()),
+                    other => return Err(error(ErrorKind::Bug, format!("a kill became `{other}`"), None)),
+                };
+                Ok(KillAnswer {
+                    schema: SCHEMA,
+                    draw_key: found.scope.draw_key,
+                    eligible: Vec::new(),
+                    victim,
+                    zone: Some(zone),
+                    group: Some(intent.step.group().clone()),
+                    steps: vec![intent.step.to_string()],
+                    intent: Some(intent.id.to_string()),
+                    outcome: word.to_owned(),
+                    detail,
+                })
+            }
+        }
+    }
+
+    async fn deploy(&self, request: DeployRequest, actor: Actor) -> Result<DeployAnswer, ApiError> {
+        pushes::start(&self.0, request, actor).await
+    }
+
+    async fn rollback(&self, request: RollbackRequest, actor: Actor) -> Result<RollbackAnswer, ApiError> {
+        pushes::rollback(&self.0, request, actor).await
+    }
+
+    async fn pushes(&self) -> Result<Vec<PushView>, ApiError> {
+        pushes::views(&self.0).await
+    }
+
+    async fn instances(&self) -> Result<Vec<InstanceView>, ApiError> {
+        let seen = look(&self.0).await;
+        let statuses = seen.statuses();
+        let mut views = Vec::new();
+        for inventory in seen.inventories() {
+            for group in inventory.groups.values() {
+                for i in group.members.values() {
+                    let health = match &i.target {
+                        None if !group.has_targets => "no targets".to_owned(),
+                        None => "not checked yet".to_owned(),
+                        Some(t) if t.is_good(seen.at) => "healthy".to_owned(),
+                        Some(t) if t.healthy => "unknown (old)".to_owned(),
+                        Some(t) => format!("unhealthy: {}", t.reason.as_deref().unwrap_or("no reason given")),
+                    };
+                    let traffic = match (group.enabled, group.in_rotation) {
+                        (true, true) => "serving",
+                        (true, false) => "warm",
+                        (false, _) => "disabled",
+                    };
+                    let registry = match &seen.registry {
+                        Ok(view) if !view.warming => statuses.get(&i.id).copied().map_or("-", Status::as_str),
+                        Ok(_) => "warming",
+                        Err(_) => "unknown",
+                    };
+                    views.push(InstanceView {
+                        schema: SCHEMA,
+                        instance: i.id.clone(),
+                        group: group.name.clone(),
+                        version: group.version.clone(),
+                        zone: i.zone.clone(),
+                        address: i.address.map(|a| format!("{a}:{}", i.port)),
+                        lifecycle: format!("{:?}", i.lifecycle).to_lowercase(),
+                        registry: registry.to_owned(),
+                        health,
+                        traffic: traffic.to_owned(),
+                        launched_at: i.launched_at,
+                        log: Some(self.0.state.cloud().join("logs").join(format!("{}.log", i.id)).display().to_string()),
+                    });
+                }
+            }
+        }
+        if let Some((region, why)) = seen.regions.iter().find_map(|(r, i, _)| i.as_ref().err().map(|why| (r, why))) {
+            return Err(error(ErrorKind::CouldNotAsk, format!("the inventory of {region} cannot be read: {why}"), None));
+        }
+        Ok(views)
+    }
+
+    async fn images(&self) -> Result<Vec<ImageView>, ApiError> {
+        let mut views = Vec::new();
+        for region in self.0.world.regions().to_vec() {
+            let images = self.0.world.images(&region).await.map_err(|e| could_not_ask(&e))?;
+            views.extend(images.into_iter().map(|i| ImageView {
+                schema: SCHEMA,
+                image: i.id,
+                name: i.name,
+                version: i.version,
+                created_at: i.created_at,
+            }));
+        }
+        Ok(views)
+    }
+
+    async fn halt(&self, why: String, actor: Actor) -> Result<(), ApiError> {
+        halt::halt(&self.0, &actor.name, &why).await.map_err(|e| could_not_ask(&e))
+    }
+
+    async fn resume(&self, why: String, actor: Actor) -> Result<(), ApiError> {
+        if why.trim().is_empty() {
+            return Err(error(ErrorKind::Yours, "resuming needs a reason", Some("--reason \"why\"")));
+        }
+        if !self.0.is_halted() {
+            return Err(error(ErrorKind::Refused, "nothing is halted", None));
+        }
+        halt::resume(&self.0, &actor.name, &why).await.map_err(|e| could_not_ask(&e))
+    }
+
+    async fn clear(&self, draw_key: String, why: String, actor: Actor) -> Result<(), ApiError> {
+        if why.trim().is_empty() {
+            return Err(error(ErrorKind::Yours, "clearing needs a reason", Some("--reason \"why\"")));
+        }
+        let cleared = async {
+            let mut tx = self.0.ledger.begin().await?;
+            if tx.mark(MARK_UNHEALED, &draw_key).await?.is_none() {
+                return Ok(false);
+            }
+            tx.clear_mark(MARK_UNHEALED, &draw_key).await?;
+            let record = Record::Cleared { draw_key: draw_key.clone(), who: actor.name.clone(), why };
+            tx.append(super::core::event(&record, Some(&actor.name))).await?;
+            tx.commit().await?;
+            Ok::<_, troop_ledger::LedgerError>(true)
+        };
+        match cleared.await {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                let message = format!("`{draw_key}` is not marked unhealed");
+                Err(error(ErrorKind::NotFound, message, Some("`troop status` lists the scopes that are")))
+            }
+            Err(e) => Err(could_not_ask(&e)),
+        }
+    }
+}
+
+fn refused(spared: &troop_policies::spared::Spared) -> ApiError {
+    error(ErrorKind::Refused, format!("spared ({}): {spared}", spared.gate().name()), Some("`troop explain` shows every gate"))
+}
+
+fn planned(found: &Found, eligible: &troop_policies::gates::Eligible, instance: Option<InstanceId>) -> KillAnswer {
+    let step = |id: &InstanceId| eligible.step(id).map(|(step, candidate)| (step, candidate.clone()));
+    let named = instance.as_ref().and_then(step);
+    let any = eligible.ids().first().and_then(step);
+    let kill = match (&named, &any) {
+        (Some((step, _)), _) => step.to_string(),
+        (None, Some((Step::Terminate { group, .. }, _))) => {
+            format!("terminate one of {} eligible instances of {group}, drawn at the act", eligible.ids().len())
+        }
+        (None, _) => "nothing".to_owned(),
+    };
+    KillAnswer {
+        schema: SCHEMA,
+        draw_key: found.scope.draw_key.clone(),
+        eligible: eligible.ids(),
+        zone: named.as_ref().map(|(_, c)| c.zone.clone()),
+        group: any.map(|(_, c)| c.group),
+        victim: instance,
+        steps: vec![kill, "cancel the victim's registry entry".to_owned(), "watch until the group is whole again".to_owned()],
+        intent: None,
+        outcome: "planned".to_owned(),
+        detail: format!("asked at {}; nothing was changed", clock::real_now()),
+    }
+}

@@ -1,0 +1,205 @@
+//! What every part of the control plane shares.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use jiff::Timestamp;
+use troop_cloud::World;
+use troop_ledger::{EventId, Ledger, NewEvent};
+use troop_policies::draw::SiteSecret;
+use troop_policies::plausible::{self, Memory};
+use troop_policies::policy::Site;
+use troop_policies::situation::Halted;
+use troop_policies::{InstanceId, IntentId, RegionName};
+
+use super::policy_store::Policies;
+use crate::clock::{self, Calendar, JumpWatch};
+use crate::records::{RECORD_VERSION, Record};
+use crate::state::{self, StateDir};
+
+/// The control plane's shared parts. Cheap to clone through its `Arc`.
+pub struct Core {
+    pub state: StateDir,
+    pub site: Site,
+    pub policies_dir: PathBuf,
+    pub ledger: Ledger,
+    pub world: Arc<dyn World>,
+    pub calendar: Calendar,
+    /// Absent, with the reason, when it differs from the ledger's fingerprint: then nothing is planned or done.
+    pub secret: Result<SiteSecret, String>,
+    pub started_at: Timestamp,
+    pub jump: JumpWatch,
+    pub policies: ArcSwap<Policies>,
+    memories: Mutex<BTreeMap<RegionName, Memory>>,
+    /// Ids whose end was ours since the inventory was last good.
+    ended: Mutex<BTreeSet<InstanceId>>,
+    /// Intents that this process is carrying out now, which nobody else of it may resolve.
+    in_hand: Mutex<BTreeSet<IntentId>>,
+    /// What could not be done or read at the last try, by part, for `status`.
+    troubles: Mutex<BTreeMap<&'static str, String>>,
+}
+
+impl fmt::Debug for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Core").field("state", &self.state).field("site", &self.site.name).finish_non_exhaustive()
+    }
+}
+
+/// What [`Core::new`] is made of.
+#[derive(Debug)]
+pub struct Parts {
+    pub state: StateDir,
+    pub site: Site,
+    pub policies_dir: PathBuf,
+    pub ledger: Ledger,
+    pub world: Arc<dyn World>,
+    pub calendar: Calendar,
+    pub secret: Result<SiteSecret, String>,
+}
+
+impl Core {
+    pub fn new(parts: Parts) -> Arc<Self> {
+        let now = clock::real_now();
+        Arc::new(Self {
+            state: parts.state,
+            site: parts.site,
+            policies_dir: parts.policies_dir,
+            ledger: parts.ledger,
+            world: parts.world,
+            calendar: parts.calendar,
+            secret: parts.secret,
+            started_at: now,
+            jump: JumpWatch::new(now, clock::boot_ms()),
+            policies: ArcSwap::default(),
+            memories: Mutex::default(),
+            ended: Mutex::default(),
+            in_hand: Mutex::default(),
+            troubles: Mutex::default(),
+        })
+    }
+
+    /// Where the scheduler's calendar is now.
+    pub fn calendar_now(&self) -> Timestamp {
+        self.calendar.at(clock::real_now())
+    }
+
+    /// The halt file, read anew. Present or unreadable means halted.
+    ///
+    /// # Errors
+    /// Why it cannot be read, which is a halt as well.
+    pub fn halt(&self) -> Result<Option<Halted>, String> {
+        state::read_halt(&self.state.halt_file())
+    }
+
+    /// Whether nothing may start now.
+    pub fn is_halted(&self) -> bool {
+        !matches!(self.halt(), Ok(None))
+    }
+
+    /// # Errors
+    /// What the clock gate says.
+    pub fn clock(&self) -> Result<(), String> {
+        self.jump.check(clock::real_now(), clock::boot_ms())
+    }
+
+    /// Takes one reading of a region's instance count.
+    pub fn plausible(&self, region: &RegionName, count: usize, now: Timestamp) -> plausible::Look {
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut memories = self.memories.lock().unwrap_or_else(PoisonError::into_inner);
+        let look = memories.entry(region.clone()).or_default().look(count, ended.len(), now);
+        if look == plausible::Look::Good {
+            ended.clear();
+        }
+        look
+    }
+
+    /// Remembers that an instance's end is ours and no sign of a broken inventory.
+    pub fn ended_by_us(&self, instances: impl IntoIterator<Item = InstanceId>) {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner).extend(instances);
+    }
+
+    /// Marks an intent as being carried out here, until the guard is dropped.
+    pub fn take_in_hand(self: &Arc<Self>, id: IntentId) -> InHand {
+        self.in_hand.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone());
+        InHand { core: Arc::clone(self), id }
+    }
+
+    pub fn is_in_hand(&self, id: &IntentId) -> bool {
+        self.in_hand.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
+    }
+
+    /// Remembers, or forgets, what went wrong in a part. Logged when it changes.
+    pub fn trouble(&self, part: &'static str, trouble: Option<String>) {
+        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        match trouble {
+            Some(text) => {
+                if troubles.get(part) != Some(&text) {
+                    tracing::warn!(part, text, "trouble");
+                }
+                troubles.insert(part, text);
+            }
+            None => {
+                if troubles.remove(part).is_some() {
+                    tracing::info!(part, "trouble is over");
+                }
+            }
+        }
+    }
+
+    pub fn troubles(&self) -> Vec<String> {
+        let troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        troubles.iter().map(|(part, text)| format!("{part}: {text}")).collect()
+    }
+
+    /// Appends one record outside any transaction.
+    ///
+    /// # Errors
+    /// The ledger's.
+    pub async fn record(&self, record: &Record, actor: Option<&str>) -> Result<EventId, troop_ledger::LedgerError> {
+        self.ledger.append(event(record, actor)).await
+    }
+}
+
+/// See [`Core::take_in_hand`].
+#[derive(Debug)]
+pub struct InHand {
+    core: Arc<Core>,
+    id: IntentId,
+}
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        self.core.in_hand.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+    }
+}
+
+/// A record as the ledger takes it.
+pub fn event(record: &Record, actor: Option<&str>) -> NewEvent {
+    NewEvent {
+        kind: record.kind().to_owned(),
+        version: RECORD_VERSION,
+        key: record.key(),
+        team: record.team().map(ToString::to_string),
+        actor: actor.map(str::to_owned),
+        body: body(record),
+    }
+}
+
+/// A value of ours as JSON. Our records hold only maps with text keys, so this cannot fail; were it ever to, the row
+/// says so instead of being lost.
+pub fn body(value: &impl serde::Serialize) -> serde_json::Value {
+    serde_json::to_value(value).unwrap_or_else(|e| serde_json::json!({ "unrepresentable": e.to_string() }))
+}
+
+/// A new intent's id: 128 random bits, in hexadecimal.
+///
+/// # Errors
+/// When the system has no random numbers; then nothing may be done.
+pub fn new_intent_id() -> Result<IntentId, String> {
+    let mut bytes = [0; 16];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).map_err(|e| e.to_string())?;
+    IntentId::new(hex::encode(bytes)).map_err(|e| e.to_string())
+}

@@ -1,0 +1,77 @@
+//! Watches every kill until its group is whole again or its time is over.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use troop_ledger::LedgerError;
+use troop_monkeys::chaos::healing::{Healing, Kill, judge};
+use troop_policies::situation::UnhealedMark;
+use troop_policies::step::Step;
+
+use super::core::{Core, body, event};
+use super::look::Look;
+use crate::records::{HealingBody, MARK_HEALING, MARK_UNHEALED, Record, intent_key};
+use crate::world::chain;
+
+/// Judges every watched kill by one look. Called several times a second while there are any.
+pub async fn tick(core: &Arc<Core>, seen: &Look) {
+    let watched = match core.ledger.marks(MARK_HEALING).await {
+        Ok(marks) => marks,
+        Err(e) => return core.trouble("ledger", Some(chain(&e))),
+    };
+    for mark in watched {
+        let Ok(kill) = serde_json::from_value::<HealingBody>(mark.body) else {
+            core.trouble("healing", Some(format!("the mark of intent {} cannot be read; it stays", mark.key)));
+            continue;
+        };
+        if let Err(e) = look_after(core, &kill, seen).await {
+            core.trouble("ledger", Some(chain(&e)));
+        }
+    }
+}
+
+/// Whether any kill is being watched.
+pub async fn any(core: &Core) -> bool {
+    core.ledger.marks(MARK_HEALING).await.is_ok_and(|marks| !marks.is_empty())
+}
+
+async fn look_after(core: &Core, kill: &HealingBody, seen: &Look) -> Result<(), LedgerError> {
+    let Step::Terminate { group, instance, .. } = &kill.intent.step else { return Ok(()) };
+    // Until the act itself is settled there is nothing to heal; an intent left open is the resolver's.
+    if core.is_in_hand(&kill.intent.id) {
+        return Ok(());
+    }
+    let unread = || Err("its region was not read".to_owned());
+    let inventory = seen.regions.iter().find(|(r, _, _)| *r == kill.intent.region).map_or_else(unread, |(_, i, _)| i.clone());
+    let judged = judge(Kill { group, instance, deadline: kill.deadline }, &inventory, &seen.registry, seen.at);
+    let (intent, draw_key) = (kill.intent.id.clone(), intent_key(&kill.intent));
+    let (group, instance) = (group.clone(), instance.clone());
+    match judged {
+        Healing::Waiting { why } => {
+            tracing::debug!(%instance, why, "not healed yet");
+            Ok(())
+        }
+        Healing::Healed => {
+            let seconds = seconds_between(kill.killed_at, seen.at);
+            tracing::info!(%instance, %group, seconds, "healed");
+            let mut tx = core.ledger.begin().await?;
+            tx.clear_mark(MARK_HEALING, intent.as_str()).await?;
+            tx.append(event(&Record::Healed { intent, draw_key, group, instance, seconds }, None)).await?;
+            tx.commit().await
+        }
+        Healing::NotHealed { why } => {
+            let after_seconds = seconds_between(kill.killed_at, seen.at);
+            tracing::warn!(%instance, %group, after_seconds, why, "not healed");
+            let unhealed = UnhealedMark { since: kill.deadline, why: format!("after the end of {instance}: {why}") };
+            let mut tx = core.ledger.begin().await?;
+            tx.clear_mark(MARK_HEALING, intent.as_str()).await?;
+            tx.set_mark(MARK_UNHEALED, &draw_key, body(&unhealed)).await?;
+            tx.append(event(&Record::NotHealed { intent, draw_key, group, instance, after_seconds, why }, None)).await?;
+            tx.commit().await
+        }
+    }
+}
+
+fn seconds_between(from: Timestamp, to: Timestamp) -> f64 {
+    to.duration_since(from).as_secs_f64()
+}

@@ -1,0 +1,67 @@
+//! Registry upkeep: entries whose instance the cloud shows gone, by whatever hand, are cancelled. Auto Scaling never
+//! does that, and a corpse that stays UP is sent requests for as long as its lease runs.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use troop_policies::inventory::Inventory;
+use troop_policies::registry_view::Entry;
+use troop_policies::step::Step;
+use troop_policies::{GroupName, InstanceId};
+
+use super::core::Core;
+use super::look::Look;
+
+/// An entry must be seen without its instance in this many looks in a row: one look may be older than a fresh launch.
+const LOOKS_BEFORE_CANCEL: u32 = 3;
+
+/// Entries seen without an instance, and in how many looks in a row.
+#[derive(Debug, Default)]
+pub struct Janitor {
+    orphans: BTreeMap<String, u32>,
+}
+
+impl Janitor {
+    /// Takes one look and cancels what has been an orphan for long enough.
+    pub async fn tick(&mut self, core: &Arc<Core>, seen: &Look) {
+        let Ok(view) = &seen.registry else { return };
+        // With any region unread, or a picture in doubt, absence proves nothing.
+        let all_read = seen.regions.iter().all(|(_, reading, shrunk)| reading.is_ok() && shrunk.is_none());
+        if view.warming || !all_read {
+            self.orphans.clear();
+            return;
+        }
+        let inventories: Vec<&Inventory> = seen.inventories().collect();
+        let mut orphans = BTreeMap::new();
+        for entry in &view.entries {
+            let Some((group, instance)) = ours(entry) else { continue };
+            if inventories.iter().any(|i| i.instance(&instance).is_some()) {
+                continue;
+            }
+            let looks = self.orphans.get(&entry.id).copied().unwrap_or(0) + 1;
+            if looks == LOOKS_BEFORE_CANCEL {
+                if let Some(inventory) = inventories.first() {
+                    cancel(core, inventory, group, instance).await;
+                }
+                // If the cancellation did not take, the count begins anew.
+                continue;
+            }
+            orphans.insert(entry.id.clone(), looks);
+        }
+        self.orphans = orphans;
+    }
+}
+
+/// The group and instance that an entry names, if they are shaped as ours. Foreign entries are left alone.
+fn ours(entry: &Entry) -> Option<(GroupName, InstanceId)> {
+    let named = entry.data_center_instance_id.as_deref().or(entry.troop_instance_id.as_deref()).unwrap_or(&entry.id);
+    let instance = InstanceId::new(named).ok().filter(|id| id.as_str().starts_with("i-"))?;
+    let group = GroupName::new(entry.group.clone()?).ok()?;
+    Some((group, instance))
+}
+
+async fn cancel(core: &Arc<Core>, inventory: &Inventory, group: GroupName, instance: InstanceId) {
+    tracing::info!(%instance, %group, "cancelling the registry entry of an instance that is gone");
+    let step = Step::CancelEntry { group, instance };
+    super::act::upkeep(core, &inventory.account, &inventory.region, step, "its instance is gone").await;
+}

@@ -1,0 +1,197 @@
+//! What the ledger says about one scope, read inside one transaction, in the gates' words.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use troop_ledger::{EventId, IntentFilter, IntentRow, LedgerError, Tx};
+use troop_policies::intent::Cause;
+use troop_policies::inventory::{Inventory, TAG_MARK};
+use troop_policies::situation::{LastKill, LedgerSeen, MarkSeen, OpenAct, ScopeHistory, UnhealedMark};
+use troop_policies::step::Step;
+use troop_policies::{ClusterName, GroupName};
+
+use super::policy_store::TeamPolicy;
+use crate::records::{HealingBody, IntentBody, MARK_HEALING, MARK_UNHEALED};
+
+/// How many of a scope's newest kills are looked through for the last that counts.
+const KILLS_LOOKED_THROUGH: u32 = 50;
+
+/// Whose view is asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct About<'a> {
+    pub team: &'a TeamPolicy,
+    pub draw_key: &'a str,
+    /// The scheduler's calendar, now.
+    pub calendar_now: Timestamp,
+    /// The day a draw belongs to; for a demand the civil date of now.
+    pub day: Date,
+}
+
+/// Reads everything the gates ask of the ledger.
+///
+/// # Errors
+/// The ledger's; then everything is spared.
+pub async fn read(
+    tx: &mut Tx,
+    about: About<'_>,
+    inventories: impl Iterator<Item = &Inventory>,
+) -> Result<LedgerSeen, LedgerError> {
+    let zone = &about.team.policy.time_zone;
+    let marks = marks(tx, inventories).await?;
+    let locks = locks(tx).await?;
+    let unhealed = open_acts(tx).await?;
+    let history = history(tx, about).await?;
+    let today = kills_since(tx, about.day, zone).await?;
+    let team = about.team.policy.team.as_str();
+    let team_kills_today = count(today.iter().filter(|row| row.team.as_deref() == Some(team)).count());
+    Ok(LedgerSeen { marks, locks, history, team_kills_today, site_kills_today: count(today.len()), unhealed })
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+/// For each group that carries a mark: whether the ledger holds the event it names, with that very time.
+pub(super) async fn marks(
+    tx: &mut Tx,
+    inventories: impl Iterator<Item = &Inventory>,
+) -> Result<BTreeMap<GroupName, MarkSeen>, LedgerError> {
+    let mut seen = BTreeMap::new();
+    let tagged: Vec<_> = inventories
+        .flat_map(|i| i.groups.values())
+        .filter_map(|g| g.tags.get(TAG_MARK).map(|mark| (g.name.clone(), mark.clone())))
+        .collect();
+    for (group, mark) in tagged {
+        let known = match parse_mark(&mark) {
+            Some((id, at)) => tx.event(id).await?.is_some_and(|event| mark_time(event.real_at) == mark_time(at)),
+            None => false,
+        };
+        seen.insert(group, MarkSeen { mark, known });
+    }
+    Ok(seen)
+}
+
+/// The text of a mark: `EVENT_ID RFC3339`.
+pub fn mark_text(id: EventId, real_at: Timestamp) -> String {
+    format!("{} {}", id.0, mark_time(real_at))
+}
+
+/// Marks keep microseconds, as the ledger does.
+fn mark_time(at: Timestamp) -> String {
+    Timestamp::from_microsecond(at.as_microsecond()).unwrap_or(at).to_string()
+}
+
+fn parse_mark(text: &str) -> Option<(EventId, Timestamp)> {
+    let (id, at) = text.split_once(' ')?;
+    Some((EventId(id.parse().ok()?), at.parse().ok()?))
+}
+
+async fn locks(tx: &mut Tx) -> Result<BTreeMap<ClusterName, String>, LedgerError> {
+    let rows = tx.locks().await?;
+    Ok(rows.into_iter().filter_map(|row| lock_cluster(&row.name).map(|cluster| (cluster, row.holder))).collect())
+}
+
+/// The name of a cluster's lock: `account/region/cluster`.
+pub fn lock_name(inventory: &Inventory, cluster: &ClusterName) -> String {
+    format!("{}/{}/{cluster}", inventory.account, inventory.region)
+}
+
+fn lock_cluster(name: &str) -> Option<ClusterName> {
+    ClusterName::new(name.rsplit('/').next()?).ok()
+}
+
+/// Acts that took, or may have taken, capacity and are not made good: open terminations, and kills that are healing.
+pub async fn open_acts(tx: &mut Tx) -> Result<Vec<OpenAct>, LedgerError> {
+    let mut bodies: BTreeMap<String, IntentBody> = BTreeMap::new();
+    for row in tx.open_intents().await? {
+        if let Ok(body) = serde_json::from_value::<IntentBody>(row.body) {
+            bodies.insert(row.id, body);
+        }
+    }
+    for mark in tx.marks(MARK_HEALING).await? {
+        if let Ok(HealingBody { intent, zone, .. }) = serde_json::from_value(mark.body) {
+            bodies.insert(mark.key, IntentBody { intent, zone });
+        }
+    }
+    let acts = bodies.into_values().filter_map(|IntentBody { intent, zone }| match intent.step {
+        Step::Terminate { group, instance, .. } => Some(OpenAct {
+            team: intent.cause.team().cloned(),
+            draw_key: intent.cause.draw_key().map(str::to_owned),
+            group,
+            instance,
+            zone,
+        }),
+        Step::CreateGroup { .. }
+        | Step::Resize { .. }
+        | Step::Flip { .. }
+        | Step::Enable { .. }
+        | Step::Disable { .. }
+        | Step::Destroy { .. }
+        | Step::OverrideGroup { .. }
+        | Step::CancelEntry { .. } => None,
+    });
+    Ok(acts.collect())
+}
+
+/// A kill counts unless the cloud refused it.
+fn counts(row: &IntentRow) -> bool {
+    row.outcome.as_deref() != Some("refused")
+}
+
+async fn kills_since(tx: &mut Tx, day: Date, zone: &TimeZone) -> Result<Vec<IntentRow>, LedgerError> {
+    let start = day.to_zoned_datetime(zone.clone()).map_or(Timestamp::MIN, |z| z.timestamp());
+    let filter = IntentFilter { kind: Some("terminate".to_owned()), since: Some(start), ..IntentFilter::default() };
+    Ok(tx.intents(&filter).await?.into_iter().filter(counts).collect())
+}
+
+/// The day a kill belongs to: its draw's, or the civil date on which a person asked for it.
+fn kill_day(body: &IntentBody, zone: &TimeZone) -> Date {
+    match &body.intent.cause {
+        Cause::Draw { day, .. } => *day,
+        Cause::Demand { .. } | Cause::Push { .. } | Cause::Upkeep { .. } => {
+            body.intent.at.to_zoned_datetime(zone.clone()).date()
+        }
+    }
+}
+
+async fn history(tx: &mut Tx, about: About<'_>) -> Result<ScopeHistory, LedgerError> {
+    let zone = &about.team.policy.time_zone;
+    let filter = IntentFilter {
+        kind: Some("terminate".to_owned()),
+        key: Some(about.draw_key.to_owned()),
+        newest_first: true,
+        limit: Some(KILLS_LOOKED_THROUGH),
+        ..IntentFilter::default()
+    };
+    let mut last_kill = None;
+    let mut drawn_today = false;
+    for row in tx.intents(&filter).await? {
+        let Ok(body) = serde_json::from_value::<IntentBody>(row.body.clone()) else { continue };
+        // One draw a scope and day, whatever became of it: the entry's minute is over.
+        drawn_today |= matches!(&body.intent.cause, Cause::Draw { day, .. } if *day == about.day);
+        if last_kill.is_none() && counts(&row) {
+            let day = kill_day(&body, zone);
+            let still_healing = row.outcome.is_none() || tx.mark(MARK_HEALING, &row.id).await?.is_some();
+            let what = match &body.intent.step {
+                Step::Terminate { instance, .. } => instance.to_string(),
+                other => other.kind().to_owned(),
+            };
+            let state = if still_healing { "not healed yet" } else { "healed" };
+            last_kill = Some(LastKill {
+                day,
+                workdays_ago: about.team.calendar.workdays_between(day, about.day),
+                text: format!("{what}, {state}"),
+                still_healing,
+            });
+        }
+    }
+    let unhealed = tx.mark(MARK_UNHEALED, about.draw_key).await?;
+    let unhealed = unhealed.map(|mark| {
+        serde_json::from_value::<UnhealedMark>(mark.body)
+            // A mark that cannot be read still marks.
+            .unwrap_or(UnhealedMark { since: mark.real_at, why: "its reason cannot be read".to_owned() })
+    });
+    Ok(ScopeHistory { last_kill, unhealed, drawn_today })
+}

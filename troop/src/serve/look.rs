@@ -1,0 +1,80 @@
+//! One look at the world: every region's inventory and the registry, read at the same moment.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use troop_policies::inventory::Inventory;
+use troop_policies::plausible;
+use troop_policies::registry_view::{RegistryView, Status};
+use troop_policies::situation::{InventorySeen, Reading, Shrunk};
+use troop_policies::{InstanceId, RegionName};
+
+use super::core::Core;
+use crate::clock;
+use crate::records::Record;
+use crate::world::chain;
+
+/// What was seen. Readings that failed say why.
+#[derive(Debug, Clone)]
+pub struct Look {
+    pub at: Timestamp,
+    pub regions: Vec<(RegionName, Reading<Inventory>, Option<Shrunk>)>,
+    pub registry: Reading<RegistryView>,
+}
+
+impl Look {
+    pub fn inventories(&self) -> impl Iterator<Item = &Inventory> {
+        self.regions.iter().filter_map(|(_, reading, _)| reading.as_ref().ok())
+    }
+
+    /// As the gates want it.
+    pub fn seen(&self) -> Vec<InventorySeen<'_>> {
+        self.regions
+            .iter()
+            .map(|(_, reading, shrunk)| InventorySeen { inventory: reading.as_ref().map_err(Clone::clone), shrunk: *shrunk })
+            .collect()
+    }
+
+    /// The registry's word on every instance; empty while it is warming or away.
+    pub fn statuses(&self) -> BTreeMap<InstanceId, Status> {
+        match &self.registry {
+            Ok(view) if !view.warming => self.inventories().flat_map(|i| view.statuses(i)).collect(),
+            Ok(_) | Err(_) => BTreeMap::new(),
+        }
+    }
+}
+
+/// Reads everything now.
+pub async fn look(core: &Core) -> Look {
+    let mut regions = Vec::new();
+    for region in core.world.regions().to_vec() {
+        let reading = core.world.inventory(&region).await.map_err(|e| chain(&e));
+        let shrunk = match &reading {
+            Ok(inventory) => doubt(core, &region, inventory).await,
+            Err(_) => None,
+        };
+        regions.push((region, reading, shrunk));
+    }
+    let registry = core.world.registry().await.map_err(|e| chain(&e));
+    let unreadable = regions.iter().find_map(|(region, r, _)| r.as_ref().err().map(|why| format!("{region}: {why}")));
+    core.trouble("inventory", unreadable);
+    core.trouble("registry", registry.as_ref().err().cloned());
+    Look { at: clock::real_now(), regions, registry }
+}
+
+async fn doubt(core: &Core, region: &RegionName, inventory: &Inventory) -> Option<Shrunk> {
+    match core.plausible(region, inventory.instance_count(), inventory.read_at) {
+        plausible::Look::Good => None,
+        plausible::Look::Shrunk(shrunk) => Some(shrunk),
+        plausible::Look::Accepted(Shrunk { from, to }) => {
+            match core.record(&Record::SmallerInventoryAccepted { from, to }, None).await {
+                Ok(_) => None,
+                // What cannot be recorded is not accepted.
+                Err(e) => {
+                    core.trouble("ledger", Some(chain(&e)));
+                    Some(Shrunk { from, to })
+                }
+            }
+        }
+    }
+}

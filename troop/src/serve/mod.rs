@@ -1,0 +1,133 @@
+//! The control plane: plans, kills, watches what heals, drives pushes, keeps the registry clean, answers the API.
+//!
+//! One look at the world a tick is shared by the parts that only watch; whoever is about to harm looks again for
+//! itself. Nothing is kept only in memory that a restart would need.
+
+pub mod act;
+pub mod control;
+pub mod core;
+pub mod halt;
+pub mod healer;
+pub mod janitor;
+pub mod ledger_seen;
+pub mod look;
+pub mod planner;
+pub mod policy_store;
+pub mod pushes;
+pub mod resolver;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use self::core::Core;
+use self::policy_store::Policies;
+use crate::records::Record;
+use crate::world::chain;
+
+/// How often the world is looked at. The embedded cloud answers in a millisecond; a kill's heal time is told to a
+/// tenth of a second by it.
+const LOOK_EVERY_EMBEDDED: Duration = Duration::from_millis(250);
+/// How often the policies directory is read.
+const POLICIES_EVERY: Duration = Duration::from_secs(1);
+/// How often intents left open are asked about.
+const RESOLVE_EVERY: Duration = Duration::from_secs(2);
+
+/// A part of the control plane ended by itself, which none does but by a bug of ours. Half a control plane is none.
+#[derive(Debug, thiserror::Error)]
+#[error("a part of the control plane ended by itself")]
+pub struct PartEnded;
+
+/// Runs every part until `stop`. Acts that have begun are finished by their own tasks.
+///
+/// # Errors
+/// [`PartEnded`].
+pub async fn run(core: Arc<Core>, stop: CancellationToken) -> Result<(), PartEnded> {
+    // What a crash left open is asked about before anything new is begun.
+    resolver::tick(&core, true).await;
+    reload(&core).await;
+    let mut parts = JoinSet::new();
+    parts.spawn(halt::watch(Arc::clone(&core)));
+    parts.spawn(watch_policies(Arc::clone(&core)));
+    parts.spawn(watch_world(Arc::clone(&core)));
+    parts.spawn(resolve(Arc::clone(&core)));
+    parts.spawn(pushes::drive_all(Arc::clone(&core)));
+    let ended = tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        ended = parts.join_next() => {
+            tracing::error!(?ended, "a part of the control plane ended by itself");
+            Err(PartEnded)
+        }
+    };
+    parts.shutdown().await;
+    ended
+}
+
+async fn watch_world(core: Arc<Core>) {
+    let mut planner = planner::Planner::default();
+    let mut janitor = janitor::Janitor::default();
+    let mut every = tokio::time::interval(LOOK_EVERY_EMBEDDED);
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        let seen = look::look(&core).await;
+        healer::tick(&core, &seen).await;
+        planner::tick(&core, &mut planner, &seen).await;
+        janitor.tick(&core, &seen).await;
+        core.trouble("clock", core.clock().err());
+    }
+}
+
+async fn resolve(core: Arc<Core>) {
+    let mut every = tokio::time::interval(RESOLVE_EVERY);
+    loop {
+        every.tick().await;
+        resolver::tick(&core, false).await;
+    }
+}
+
+async fn watch_policies(core: Arc<Core>) {
+    let mut every = tokio::time::interval(POLICIES_EVERY);
+    loop {
+        every.tick().await;
+        reload(&core).await;
+    }
+}
+
+/// Reads the policies directory and takes up what changed. A file that turned bad spares its team from now on.
+pub async fn reload(core: &Core) {
+    let directory = core.policies_dir.clone();
+    let fresh = match tokio::task::spawn_blocking(move || policy_store::load(&directory)).await {
+        Ok(fresh) => fresh,
+        Err(e) => {
+            let problem = Some(format!("the policies could not be read: {e}"));
+            Policies { files: Vec::new(), problem }
+        }
+    };
+    let old = core.policies.load_full();
+    if fresh.same_as(&old) {
+        return;
+    }
+    core.trouble("policies", fresh.problem.clone());
+    for file in &fresh.files {
+        let before = old.files.iter().find(|f| f.file == file.file);
+        let record = match &file.result {
+            Ok(team) if !before.is_some_and(|b| b.result.is_ok() && b.same_text(file)) => {
+                Record::PolicyTaken { file: file.file.clone(), team: team.policy.team.clone() }
+            }
+            Err(why) if before.and_then(|b| b.result.as_ref().err()) != Some(why) => {
+                tracing::warn!(file = file.file, why, "policy is bad: its team is spared");
+                let team = file.team.clone().or_else(|| before.and_then(|b| b.team.clone()));
+                Record::PolicyBad { file: file.file.clone(), team, why: why.clone() }
+            }
+            Ok(_) | Err(_) => continue,
+        };
+        let written = core.record(&record, None).await;
+        core.trouble("ledger", written.err().map(|e| chain(&e)));
+    }
+    core.policies.store(Arc::new(fresh));
+}

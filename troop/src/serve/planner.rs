@@ -1,0 +1,265 @@
+//! The day's plans: made once a day and team, stored whole, joined by scopes that appear, fired at their minute.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use jiff::civil::Date;
+use troop_ledger::LedgerError;
+use troop_policies::gates::{Purpose, Scope};
+use troop_policies::inventory::Inventory;
+use troop_policies::plan::{DayPlan, PLAN_SCHEMA, PlanEntry, PlanVerdict};
+use troop_policies::spared::Spared;
+use troop_scheduler::plan::{self, PlanInput, ScopeSeen};
+
+use super::act::{self, Struck, Wanted};
+use super::core::{Core, body, event};
+use super::ledger_seen::{self, About};
+use super::look::Look;
+use super::policy_store::TeamPolicy;
+use crate::records::{RECORD_VERSION, Record};
+use crate::world::chain;
+
+/// What the planner remembers between ticks: nothing that the ledger does not also know.
+#[derive(Debug, Default)]
+pub struct Planner {
+    /// Entries already handed out in this process, so that a spared one is not asked about again each tick.
+    fired: BTreeMap<(Date, String), ()>,
+    /// Days whose key this process has seen published.
+    published: BTreeMap<(Date, String), ()>,
+}
+
+/// Makes, joins, fires and publishes what is due for every team with a good policy.
+pub async fn tick(core: &Arc<Core>, planner: &mut Planner, seen: &Look) {
+    let now = core.calendar_now();
+    let policies = core.policies.load_full();
+    for team in policies.good() {
+        for day in team.calendar.planning_days(now) {
+            match plan_of(core, team, day, seen, now).await {
+                Ok(Some(plan)) => {
+                    core.trouble("planner", None);
+                    fire(core, planner, team, &plan, now);
+                }
+                Ok(None) => {}
+                Err(why) => core.trouble("planner", Some(format!("team {}: {why}", team.policy.team))),
+            }
+        }
+        if let Err(e) = publish(core, planner, team, now).await {
+            core.trouble("ledger", Some(chain(&e)));
+        }
+    }
+}
+
+/// The stored plan of the day, made or joined first where that is due. `None` while the world cannot be read: a plan
+/// made of half an inventory would stand for the whole day.
+async fn plan_of(
+    core: &Core,
+    team: &TeamPolicy,
+    day: Date,
+    seen: &Look,
+    now: Timestamp,
+) -> Result<Option<DayPlan>, String> {
+    let secret = core.secret.as_ref().map_err(Clone::clone)?;
+    let (day_text, team_name) = (day.to_string(), team.policy.team.as_str());
+    let stored = core.ledger.plan(&day_text, team_name).await.map_err(|e| chain(&e))?;
+    let inventories: Vec<Inventory> = seen.inventories().cloned().collect();
+    let readable = seen.regions.iter().all(|(_, reading, shrunk)| reading.is_ok() && shrunk.is_none());
+    let stored_plan = stored.as_ref().map(|s| serde_json::from_value::<DayPlan>(s.body.clone())).transpose();
+    let stored_plan = stored_plan.map_err(|e| format!("the stored plan of {day} cannot be read: {e}"))?;
+    if !readable {
+        return Ok(stored_plan);
+    }
+    let scopes = scopes(core, team, day, &inventories).await.map_err(|e| chain(&e))?;
+    let day_key = secret.day_key(day, &team.policy.team);
+    let input = PlanInput {
+        policy: &team.policy,
+        calendar: &team.calendar,
+        day,
+        day_key: &day_key,
+        now,
+        site_leashed: core.site.leashed,
+        halted: core.is_halted(),
+        scopes: &scopes,
+    };
+    let Some(old) = stored_plan else {
+        let plan = plan::plan_day(&input);
+        return store(core, team, &plan).await.map(Some);
+    };
+    let joined = plan::join(&old, &input);
+    if joined.entries.len() == old.entries.len() {
+        return Ok(Some(old));
+    }
+    let fresh: Vec<String> = joined.entries.iter().skip(old.entries.len()).map(|e| e.draw_key.clone()).collect();
+    let record = Record::PlanJoined { day, team: team.policy.team.clone(), draw_keys: fresh };
+    let replaced = core.ledger.replace_plan_body(&day_text, team_name, &body(&old), &body(&joined), event(&record, None)).await;
+    match replaced {
+        Ok(()) => Ok(Some(joined)),
+        // Another planner joined first; its plan is read at the next tick.
+        Err(LedgerError::Conflict { .. }) => Ok(Some(old)),
+        Err(e) => Err(chain(&e)),
+    }
+}
+
+async fn store(core: &Core, team: &TeamPolicy, plan: &DayPlan) -> Result<DayPlan, String> {
+    let count = |verdict| {
+        u32::try_from(plan.entries.iter().filter(|e| e.verdict == verdict).count()).unwrap_or(u32::MAX)
+    };
+    let (chosen, spared) = (count(PlanVerdict::Chosen), count(PlanVerdict::Spared));
+    let team = &team.policy.team;
+    let record = Record::PlanMade { day: plan.day, team: team.clone(), chosen, spared, late: plan.late };
+    let day = plan.day.to_string();
+    let stored = core
+        .ledger
+        .store_plan_once(&day, team.as_str(), RECORD_VERSION, &body(plan), event(&record, None))
+        .await
+        .map_err(|e| chain(&e))?;
+    if stored.fresh {
+        tracing::info!(%team, day, chosen, spared, late = plan.late, "plan made");
+    }
+    serde_json::from_value(stored.body).map_err(|e| format!("the stored plan of {day} cannot be read: {e}"))
+}
+
+/// The team's scopes with what the ledger knows of each.
+async fn scopes(
+    core: &Core,
+    team: &TeamPolicy,
+    day: Date,
+    inventories: &[Inventory],
+) -> Result<Vec<ScopeSeen>, LedgerError> {
+    let mut scopes = plan::scopes_of(&team.policy, inventories);
+    if scopes.is_empty() {
+        return Ok(scopes);
+    }
+    let mut tx = core.ledger.begin().await?;
+    for scope in &mut scopes {
+        let about = About { team, draw_key: &scope.draw_key, calendar_now: core.calendar_now(), day };
+        let known = ledger_seen::read(&mut tx, about, std::iter::empty()).await?;
+        // A kill of this very day came after the plan, or would have: it does not unmake what was drawn.
+        scope.last_kill_day = known.history.last_kill.map(|kill| kill.day);
+        scope.unhealed = known.history.unhealed.map(|mark| mark.why);
+    }
+    Ok(scopes)
+}
+
+/// Starts what has come due. Each entry once: what is spared at its minute stays spared.
+fn fire(core: &Arc<Core>, planner: &mut Planner, team: &Arc<TeamPolicy>, plan: &DayPlan, now: Timestamp) {
+    if plan.schema != PLAN_SCHEMA {
+        return;
+    }
+    for entry in plan::due(plan, now) {
+        let key = (plan.day, format!("{} {}", entry.draw_key, entry.monkey));
+        if planner.fired.insert(key, ()).is_some() {
+            continue;
+        }
+        let (core, team, entry) = (Arc::clone(core), Arc::clone(team), entry.clone());
+        tokio::spawn(async move { fire_one(&core, &team, &entry).await });
+    }
+}
+
+async fn fire_one(core: &Arc<Core>, team: &Arc<TeamPolicy>, entry: &PlanEntry) {
+    let wanted = Wanted {
+        team: Arc::clone(team),
+        scope: Scope { app: entry.app.clone(), draw_key: entry.draw_key.clone() },
+        purpose: Purpose::Drawn,
+        day: entry.day,
+        demand: None,
+    };
+    match act::strike(core, wanted.clone()).await {
+        Struck::Acted { intent, outcome, .. } => {
+            tracing::info!(draw_key = entry.draw_key, step = %intent.step, ?outcome, "killed by draw");
+        }
+        // Another control plane on this ledger was first; its record is the record.
+        Struck::Spared(Spared::DrawnToday) => {}
+        Struck::Spared(spared) => note_spared(core, &wanted, entry, &spared).await,
+        Struck::CouldNot { why } => core.trouble("act", Some(format!("{}: {why}", entry.draw_key))),
+    }
+}
+
+async fn note_spared(core: &Arc<Core>, wanted: &Wanted, entry: &PlanEntry, spared: &Spared) {
+    let (team, draw_key, monkey) = (entry.team.clone(), entry.draw_key.clone(), entry.monkey.clone());
+    let record = match spared {
+        Spared::Leashed { by } => {
+            let (_, verdict) = act::ask(core, wanted).await;
+            match verdict.only_leashed_by() {
+                Some(_) => Record::WouldHave {
+                    team,
+                    draw_key,
+                    monkey,
+                    day: entry.day,
+                    victim: would_be_victim(core, entry, &verdict.candidates),
+                    eligible: u32::try_from(verdict.candidates.len()).unwrap_or(u32::MAX),
+                    leashed_by: (*by).to_owned(),
+                },
+                // Leashed, and something else would have spared it too: say the something else.
+                None => {
+                    let other = verdict.answers.iter().filter_map(|a| a.result.as_ref().err());
+                    let other = other.into_iter().find(|s| !matches!(s, Spared::Leashed { .. })).unwrap_or(spared);
+                    spared_record(entry, other)
+                }
+            }
+        }
+        other => spared_record(entry, other),
+    };
+    tracing::info!(draw_key = entry.draw_key, %spared, "spared at its minute");
+    let written = core.record(&record, None).await;
+    core.trouble("ledger", written.err().map(|e| chain(&e)));
+}
+
+fn spared_record(entry: &PlanEntry, spared: &Spared) -> Record {
+    Record::SparedAtAct {
+        team: entry.team.clone(),
+        draw_key: entry.draw_key.clone(),
+        monkey: entry.monkey.clone(),
+        day: entry.day,
+        gate: spared.gate(),
+        why: spared.to_string(),
+        demand: false,
+    }
+}
+
+fn would_be_victim(
+    core: &Core,
+    entry: &PlanEntry,
+    candidates: &[troop_policies::InstanceId],
+) -> Option<troop_policies::InstanceId> {
+    let key = core.secret.as_ref().ok()?.day_key(entry.day, &entry.team);
+    troop_monkeys::chaos::draw(candidates, &key, &entry.draw_key, troop_monkeys::chaos::VICTIM_LABEL).cloned()
+}
+
+/// Publishes the keys of days whose last window has closed, so that anyone can verify them.
+async fn publish(core: &Core, planner: &mut Planner, team: &TeamPolicy, now: Timestamp) -> Result<(), LedgerError> {
+    let Ok(secret) = &core.secret else { return Ok(()) };
+    let today = team.calendar.civil_day(now);
+    // Days since the control plane last ran are few; a fortnight covers a long holiday.
+    for back in 0..15_i64 {
+        let Ok(day) = today.checked_sub(jiff::Span::new().days(back)) else { break };
+        let memory = (day, team.policy.team.to_string());
+        if planner.published.contains_key(&memory) {
+            continue;
+        }
+        let stored = core.ledger.plan(&day.to_string(), team.policy.team.as_str()).await?;
+        if !is_over(team, day, stored.as_ref().map(|s| &s.body), today, now) {
+            continue;
+        }
+        if stored.is_some_and(|s| s.body.get("day_key").is_some_and(serde_json::Value::is_null)) {
+            let key = secret.day_key(day, &team.policy.team).to_hex();
+            let record = Record::DayKeyPublished { day, team: team.policy.team.clone() };
+            let (day, team) = (day.to_string(), team.policy.team.as_str());
+            core.ledger.publish_day_key(&day, team, &key, event(&record, None)).await?;
+        }
+        planner.published.insert(memory, ());
+    }
+    Ok(())
+}
+
+/// Whether the day's last window has closed: by the policy as it is now, and by the plan as it was made, because a file
+/// that is edited during the day must not give away minutes that are still to come.
+fn is_over(team: &TeamPolicy, day: Date, stored: Option<&serde_json::Value>, today: Date, now: Timestamp) -> bool {
+    let plan = stored.and_then(|body| serde_json::from_value::<DayPlan>(body.clone()).ok());
+    let planned = plan.iter().flat_map(|p| {
+        let shuts = p.windows.iter().map(|w| w.shuts);
+        shuts.chain(p.entries.iter().filter_map(|e| e.at))
+    });
+    let last = planned.chain(team.calendar.last_close(day)).max();
+    last.map_or(day < today, |last| now >= last)
+}

@@ -1,0 +1,293 @@
+//! What people ask: begin a push, roll one back, or only say what would be done.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use troop_cloud::Image;
+use troop_deploy::machine::holds_lock;
+use troop_deploy::push::{Push, Settings};
+use troop_deploy::rollback::{Answer, ask, is_open};
+use troop_deploy::script;
+use troop_deploy::start::{self, Asked, NotStarted};
+use troop_ledger::{LedgerError, PushRow, Taken};
+use troop_policies::inventory::Inventory;
+use troop_policies::{GroupName, ImageId, RegionName};
+
+use super::{LOOKED_AT, holder, key, newer, number, parse};
+use crate::api::types::{
+    Actor, ApiError, DeployAnswer, DeployRequest, ErrorKind, RollbackAnswer, RollbackRequest,
+};
+use crate::clock;
+use crate::records::{REQUEST_ROLLBACK, Record, RollbackBody};
+use crate::serve::control::{SCHEMA, could_not_ask, error};
+use crate::serve::core::{Core, body, event};
+use crate::serve::ledger_seen::{self, lock_name};
+use crate::serve::look::{Look, look};
+
+/// Begins a push, or says what it would do.
+///
+/// # Errors
+/// [`ApiError`]: refused by a leash, a halt, another push or another team; or something could not be asked.
+pub async fn start(core: &Arc<Core>, request: DeployRequest, actor: Actor) -> Result<DeployAnswer, ApiError> {
+    if core.site.leashed {
+        let hint = Some("`leashed = false` in the site file, then a restart, unleashes it");
+        return Err(error(ErrorKind::Refused, "leashed (site): a push would change something", hint));
+    }
+    if core.is_halted() {
+        return Err(error(ErrorKind::Refused, "halted: nothing new starts", Some("`troop status` says by whom and why")));
+    }
+    if let Err(why) = &core.secret {
+        return Err(error(ErrorKind::Refused, why.clone(), None));
+    }
+    let seen = look(core).await;
+    let (region, inventory) = one_region(&seen, &request)?;
+    let image = image(core, region, &request.image).await?;
+    let mut tx = core.ledger.begin().await.map_err(|e| could_not_ask(&e))?;
+    if let Some(why) = foreign_mark(&mut tx, inventory, &request).await.map_err(|e| could_not_ask(&e))? {
+        return Err(error(ErrorKind::Refused, why, Some("`troop ledger adopt --reason …` ends this")));
+    }
+    let lock = lock_name(inventory, &request.cluster);
+    let rows = tx.pushes_of(&lock, LOOKED_AT).await.map_err(|e| could_not_ask(&e))?;
+    let defaults = Settings::default();
+    let asked = Asked {
+        cluster: &request.cluster,
+        image: &image.id,
+        version: Some(image.version.clone()),
+        team: request.team.as_ref(),
+        size: request.size,
+        settings: Settings {
+            ready_within: request.ready_within.unwrap_or(defaults.ready_within),
+            soak: request.soak.unwrap_or(defaults.soak),
+            watch: request.watch.unwrap_or(defaults.watch),
+            errors_above: request.errors_above.unwrap_or(defaults.errors_above),
+            drain: request.drain.unwrap_or(defaults.drain),
+            keep_failed: defaults.keep_failed,
+        },
+        actor: &actor.name,
+    };
+    let push = start::start(&asked, inventory, &seen.statuses(), &spoken_of(&rows), clock::real_now())
+        .map_err(|why| not_started(&why))?;
+    let steps = script::planned(&push, inventory);
+    let held = tx.locks().await.map_err(|e| could_not_ask(&e))?.into_iter().find(|row| row.name == lock);
+    if let Some(held) = held {
+        let message = format!("{} holds `{}`: one changing operation at a time", held.holder, request.cluster);
+        let hint = format!("`troop pushes {}` shows it; `troop rollback {}` gives it up", request.cluster, request.cluster);
+        return Err(error(ErrorKind::Refused, message, Some(&hint)));
+    }
+    let number = if request.plan { None } else { Some(begin(tx, &push).await.map_err(|e| could_not_ask(&e))?) };
+    Ok(DeployAnswer {
+        schema: SCHEMA,
+        push: number,
+        cluster: push.cluster.clone(),
+        group: push.group().clone(),
+        previous: push.previous_group().cloned(),
+        image: push.image.clone(),
+        size: push.size,
+        steps,
+    })
+}
+
+/// Saves the push and takes the cluster's lock, in the transaction that found it free.
+async fn begin(mut tx: troop_ledger::Tx, push: &Push) -> Result<u64, LedgerError> {
+    let lock = key(push);
+    let id = tx.insert_push(&lock, body(push)).await?;
+    let fence = match tx.take_lock(&lock, &holder(id)).await? {
+        Taken::Yes { fence } => fence,
+        Taken::HeldBy { holder } => return Err(LedgerError::Conflict { what: format!("{holder} holds `{lock}`") }),
+    };
+    let push = Push { fence: Some(fence), ..push.clone() };
+    tx.save_push(id, 1, body(&push), false).await?;
+    let record = Record::PushStarted {
+        push: number(id),
+        cluster: push.cluster.clone(),
+        group: push.group().clone(),
+        actor: push.actor.clone(),
+        image: push.image.to_string(),
+    };
+    tx.append(event(&record, Some(&push.actor))).await?;
+    tx.commit().await?;
+    tracing::info!(push = id, group = %push.group(), actor = push.actor, "push begins");
+    Ok(number(id))
+}
+
+/// The region a push is for: this build's clouds have one.
+fn one_region<'a>(seen: &'a Look, request: &DeployRequest) -> Result<(&'a RegionName, &'a Inventory), ApiError> {
+    let [(region, reading, shrunk)] = seen.regions.as_slice() else {
+        return Err(error(ErrorKind::Yours, format!("`{}` is in several regions", request.cluster), None));
+    };
+    let inventory = reading.as_ref().map_err(|why| {
+        error(ErrorKind::CouldNotAsk, format!("the inventory of {region} cannot be read: {why}"), None)
+    })?;
+    match shrunk {
+        None => Ok((region, inventory)),
+        Some(shrunk) => {
+            let why = format!("the inventory shrank from {} to {} instances at once", shrunk.from, shrunk.to);
+            Err(error(ErrorKind::Refused, why, Some("three such reads over ten minutes make it the good one")))
+        }
+    }
+}
+
+/// The image that was asked for: a path is stored first, an id must be stored.
+async fn image(core: &Core, region: &RegionName, text: &str) -> Result<Image, ApiError> {
+    if text.contains('/') || Path::new(text).exists() {
+        return core.world.import_image(Path::new(text)).await.map_err(|e| {
+            error(ErrorKind::Yours, crate::world::chain(&e), Some("an image is a directory or tarball with a troop-image.toml"))
+        });
+    }
+    let id = ImageId::new(text).map_err(|e| error(ErrorKind::Yours, e.to_string(), None))?;
+    let images = core.world.images(region).await.map_err(|e| could_not_ask(&e))?;
+    let found = images.into_iter().find(|image| image.id == id);
+    found.ok_or_else(|| error(ErrorKind::NotFound, format!("there is no image `{id}`"), Some("`troop images` lists them")))
+}
+
+/// Why this ledger is not the one that last changed the cluster.
+async fn foreign_mark(
+    tx: &mut troop_ledger::Tx,
+    inventory: &Inventory,
+    request: &DeployRequest,
+) -> Result<Option<String>, LedgerError> {
+    let marks = ledger_seen::marks(tx, std::iter::once(inventory)).await?;
+    let foreign = marks.into_iter().find(|(group, mark)| group.cluster() == &request.cluster && !mark.known);
+    Ok(foreign.map(|(group, mark)| format!("`{group}` carries mark {}, which this ledger does not hold", mark.mark)))
+}
+
+/// Groups that pushes on record still speak of: their names are not free yet.
+fn spoken_of(rows: &[PushRow]) -> BTreeSet<GroupName> {
+    let open = rows.iter().filter(|row| !row.ended).filter_map(|row| parse(row).ok());
+    open.flat_map(|push| [Some(push.group().clone()), push.previous_group().cloned()]).flatten().collect()
+}
+
+fn not_started(why: &NotStarted) -> ApiError {
+    let (kind, hint) = match why {
+        NotStarted::NeedsTeam { .. } => (ErrorKind::Yours, Some("say it with `--team T`: its policy may then opt it in")),
+        NotStarted::OtherTeam { .. } => (ErrorKind::Refused, Some("only the team in the tag `troop:team` deploys here")),
+        NotStarted::TooSmall { .. } => (ErrorKind::Yours, Some("leave `--size` out for as many as serve now")),
+        NotStarted::Several { .. } => (ErrorKind::Refused, Some("`troop ps` shows both")),
+        NotStarted::TooFewZones { .. } | NotStarted::NoName { .. } => (ErrorKind::Refused, None),
+    };
+    error(kind, why.to_string(), hint)
+}
+
+/// Asks a push to go back, or says what that would do. It is a request on record: the push's driver takes it up.
+///
+/// # Errors
+/// [`ApiError`]: there is no such push, or it cannot go back any more.
+pub async fn rollback(core: &Arc<Core>, request: RollbackRequest, actor: Actor) -> Result<RollbackAnswer, ApiError> {
+    if request.reason.trim().is_empty() && !request.plan {
+        return Err(error(ErrorKind::Yours, "a rollback needs a reason", Some("--reason \"why\"")));
+    }
+    let seen = look(core).await;
+    let mut tx = core.ledger.begin().await.map_err(|e| could_not_ask(&e))?;
+    let rows = of_cluster(&mut tx, &request).await.map_err(|e| could_not_ask(&e))?;
+    let (id, push) = wanted(&rows, &request)?;
+    let inventory = seen.inventories().find(|inventory| inventory.region == push.region);
+    let effect = match ask(&push, newer(id, &rows), &request.reason, clock::real_now()) {
+        Answer::Cannot { why } => {
+            return Err(error(ErrorKind::Refused, format!("push {id} cannot be rolled back: {why}"), Some("`troop pushes` lists them")));
+        }
+        Answer::Already { what } => what,
+        Answer::GoesBack(_) => {
+            let old = push.previous_group().map_or_else(|| "nothing".to_owned(), ToString::to_string);
+            if let Some(inventory) = inventory.filter(|i| push.previous_group().is_some_and(|g| !i.groups.contains_key(g))) {
+                let message = format!("push {id} cannot be rolled back: {old} is gone from {}", inventory.region);
+                return Err(error(ErrorKind::Refused, message, Some("deploy the older image instead")));
+            }
+            format!("traffic goes back to {old}")
+        }
+        Answer::Cancelled(_) => cancelled(id, &rows),
+        Answer::Later => "as soon as the step in flight has its outcome: back if it has flipped, given up if not".to_owned(),
+    };
+    let steps = inventory.map(|inventory| script::planned_back(&push, inventory)).unwrap_or_default();
+    if !request.plan {
+        record(tx, id, &request, &actor).await.map_err(|e| could_not_ask(&e))?;
+    }
+    Ok(RollbackAnswer { schema: SCHEMA, push: number(id), effect, steps })
+}
+
+async fn of_cluster(tx: &mut troop_ledger::Tx, request: &RollbackRequest) -> Result<Vec<PushRow>, LedgerError> {
+    // A cluster's key begins with account and region, which a person does not type.
+    let open = tx.open_pushes().await?;
+    let of_it = |row: &&PushRow| row.key.rsplit('/').next() == Some(request.cluster.as_str());
+    match open.iter().find(of_it) {
+        Some(row) => {
+            let key = row.key.clone();
+            tx.pushes_of(&key, LOOKED_AT).await
+        }
+        None => Ok(Vec::new()),
+    }
+}
+
+/// The push that is meant: the one named, or the newest that has not ended.
+fn wanted(rows: &[PushRow], request: &RollbackRequest) -> Result<(i64, Push), ApiError> {
+    let bug = |why: String| error(ErrorKind::Bug, why, None);
+    let cluster = &request.cluster;
+    for row in rows {
+        let push = parse(row).map_err(bug)?;
+        match request.push {
+            Some(wanted) if number(row.id) == wanted => return Ok((row.id, push)),
+            None if is_open(&push) => return Ok((row.id, push)),
+            Some(_) | None => {}
+        }
+    }
+    let hint = Some("`troop pushes` lists them");
+    match request.push {
+        Some(wanted) => Err(error(ErrorKind::NotFound, format!("`{cluster}` has no push {wanted} that could go back"), hint)),
+        None => Err(error(ErrorKind::Refused, format!("no push of `{cluster}` can be rolled back: none is under way or watched"), hint)),
+    }
+}
+
+/// What giving up a push that has not flipped means, and which other push a person may have meant.
+fn cancelled(id: i64, rows: &[PushRow]) -> String {
+    let older = rows.iter().filter(|row| row.id < id).find_map(|row| {
+        let push = parse(row).ok()?;
+        (is_open(&push) && push.previous.is_some() && !holds_lock(push.phase)).then_some((row.id, push))
+    });
+    let also = older.map(|(older, push)| format!("; `--push {older}` would leave {} too", push.group())).unwrap_or_default();
+    format!("cancelled, no traffic moves{also}")
+}
+
+async fn record(
+    mut tx: troop_ledger::Tx,
+    id: i64,
+    request: &RollbackRequest,
+    actor: &Actor,
+) -> Result<(), LedgerError> {
+    let request = RollbackBody {
+        cluster: request.cluster.clone(),
+        push: number(id),
+        actor: actor.name.clone(),
+        reason: request.reason.clone(),
+        closed: None,
+    };
+    insert_request(&mut tx, &request).await?;
+    tx.commit().await
+}
+
+/// Writes a request's row and event.
+///
+/// # Errors
+/// The ledger's.
+pub(super) async fn insert_request(tx: &mut troop_ledger::Tx, request: &RollbackBody) -> Result<(), LedgerError> {
+    tx.insert_request(REQUEST_ROLLBACK, request.cluster.as_str(), body(request)).await?;
+    let record = Record::RollbackRequested {
+        push: Some(request.push),
+        cluster: request.cluster.clone(),
+        actor: request.actor.clone(),
+        reason: request.reason.clone(),
+    };
+    tx.append(event(&record, Some(&request.actor))).await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::number_of;
+    use super::*;
+
+    #[test]
+    fn the_holder_of_a_lock_is_read_back() {
+        assert_eq!(number_of(&holder(57)), Some(57));
+        assert_eq!(number_of("ana"), None);
+    }
+}

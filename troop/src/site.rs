@@ -1,0 +1,87 @@
+//! The site file, read from disk: its values, what it warns of, and its paths as they are meant.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use troop_policies::file::{self, Diagnostic};
+use troop_policies::policy::Site;
+
+/// Why nothing may start on a site file.
+#[derive(Debug, thiserror::Error)]
+pub enum SiteError {
+    #[error("could not read the site file `{}`", path.display())]
+    Io {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// The mistakes as a person is shown them, each with its line of the file.
+    #[error("the site file `{}` has mistakes:\n{text}", path.display())]
+    Bad { path: PathBuf, text: String },
+}
+
+/// A site with its paths made absolute, and what its file warns of.
+#[derive(Debug)]
+pub struct Read {
+    pub site: Site,
+    /// As a person is shown them.
+    pub warnings: Vec<String>,
+}
+
+/// Reads the site file, or takes the embedded defaults where there is none. Paths in the file are relative to it.
+///
+/// # Errors
+/// [`SiteError`]; nothing may start then.
+pub fn read(path: Option<&Path>) -> Result<Read, SiteError> {
+    let Some(path) = path else {
+        return Ok(Read { site: Site::embedded_default(), warnings: Vec::new() });
+    };
+    let io = |source| SiteError::Io { path: path.to_owned(), source };
+    let bytes = fs::read(path).map_err(io)?;
+    let name = path.display().to_string();
+    let shown = |found: &[Diagnostic]| {
+        let text = String::from_utf8_lossy(&bytes);
+        found.iter().map(|diagnostic| diagnostic.render(&text)).collect::<Vec<_>>()
+    };
+    let bad = |found: Vec<Diagnostic>| SiteError::Bad { path: path.to_owned(), text: shown(&found).join("\n") };
+    let text = file::text_of(&name, &bytes).map_err(bad)?;
+    let (mut site, warnings) = file::parse_site(&name, text).map_err(bad)?;
+    let folder = std::path::absolute(path).map_err(io)?;
+    let beside = |written: &Path| folder.parent().map_or_else(|| written.to_owned(), |folder| folder.join(written));
+    site.policies = beside(&site.policies);
+    site.state = site.state.as_deref().map(beside);
+    site.ledger = site.ledger.as_deref().map(beside);
+    Ok(Read { site, warnings: shown(&warnings) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_file_the_embedded_defaults_hold() {
+        let read = read(None).unwrap();
+        assert_eq!((read.site, read.warnings.len()), (Site::embedded_default(), 0));
+    }
+
+    #[test]
+    fn paths_are_relative_to_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("troop.toml");
+        fs::write(&path, "site = \"acme\"\npolicies = \"teams\"\n").unwrap();
+        let read = read(Some(&path)).unwrap();
+        assert!(read.site.leashed);
+        assert_eq!(read.site.policies, folder.path().join("teams"));
+    }
+
+    #[test]
+    fn every_mistake_is_shown_with_its_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("troop.toml");
+        fs::write(&path, "site = \"acme\"\nleashed = \"yes\"\n").unwrap();
+        let text = read(Some(&path)).unwrap_err().to_string();
+        assert!(text.contains("troop.toml:2:") && text.contains("leashed = \"yes\""), "{text}");
+        assert!(matches!(super::read(Some(&folder.path().join("no"))), Err(SiteError::Io { .. })));
+    }
+}
