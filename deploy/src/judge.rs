@@ -38,8 +38,12 @@ struct Sample {
 pub enum Verdict {
     Good,
     /// It could not be read, or there is too little of it.
-    NoData { why: String },
-    Bad { why: String },
+    NoData {
+        why: String,
+    },
+    Bad {
+        why: String,
+    },
 }
 
 /// Takes one look in: the group's counters and the first check of ready that does not pass.
@@ -98,7 +102,9 @@ fn errors(memory: &mut Memory, traffic: &Traffic, errors_above: u32, now: Timest
     // Tenths of a percent, in whole numbers.
     let per_mille = bad * 1_000 / answers;
     let (whole, tenth) = (per_mille / 10, per_mille % 10);
-    Some(format!("{whole}.{tenth} % errors ({bad} of {answers} answers in {over_s:.1} s; {errors_above} % are allowed)"))
+    Some(format!(
+        "{whole}.{tenth} % errors ({bad} of {answers} answers in {over_s:.1} s; {errors_above} % are allowed)"
+    ))
 }
 
 #[cfg(test)]
@@ -156,7 +162,10 @@ mod tests {
             let verdict = look(&mut memory, Ok(&traffic(0, 0)), Some("health: 2 of 3"), 5, at(ms));
             assert!(matches!(verdict, Verdict::NoData { .. }));
         }
-        assert!(matches!(look(&mut memory, Ok(&traffic(0, 0)), Some("health: 2 of 3"), 5, at(10_000)), Verdict::Bad { .. }));
+        assert!(matches!(
+            look(&mut memory, Ok(&traffic(0, 0)), Some("health: 2 of 3"), 5, at(10_000)),
+            Verdict::Bad { .. }
+        ));
         look(&mut memory, Err("the cloud is away"), None, 5, at(10_250));
         assert_eq!(memory.good_looks, 0);
     }

@@ -181,8 +181,11 @@ fn hold(push: &Push, seen: &Seen<'_>) -> Held {
     let Some(since) = push.held_since else { return Held::No(Box::new(push.clone())) };
     let stood = seen.now.duration_since(since);
     let later = |at: Timestamp| at.checked_add(stood).unwrap_or(Timestamp::MAX);
-    let phase =
-        if let Phase::Ready { deadline } = push.phase { Phase::Ready { deadline: later(deadline) } } else { push.phase };
+    let phase = if let Phase::Ready { deadline } = push.phase {
+        Phase::Ready { deadline: later(deadline) }
+    } else {
+        push.phase
+    };
     Held::No(Box::new(Push { held_since: None, phase, note: "goes on after a halt".to_owned(), ..push.clone() }))
 }
 
@@ -273,7 +276,7 @@ fn finished(push: Push, now: Timestamp) -> Push {
 
 fn kept(push: Push, now: Timestamp) -> Push {
     let until = Push::after(now, push.settings.keep_failed);
-    let note = format!("{} is kept for a look until {until}", push.group());
+    let note = format!("{} is kept for a look until {}", push.group(), until.strftime("%Y-%m-%d %H:%M:%SZ"));
     push.into_phase(Phase::Keep { until }, now, note)
 }
 
@@ -330,7 +333,9 @@ fn ready(push: Push, memory: &mut Memory, seen: &Seen<'_>, deadline: Timestamp) 
 fn moved_on(push: &Push, inventory: &Inventory) -> Option<String> {
     match (inventory.serving(&push.cluster), push.previous_group()) {
         (Ok(serving), Some(old)) if serving.name == *old => None,
-        (Ok(serving), Some(old)) => Some(format!("{} serves now, not {old}, from which it was to take over", serving.name)),
+        (Ok(serving), Some(old)) => {
+            Some(format!("{} serves now, not {old}, from which it was to take over", serving.name))
+        }
         (Ok(serving), None) => Some(format!("{} serves now; this was to be the cluster's first push", serving.name)),
         (Err(why), Some(_)) => Some(why.to_string()),
         (Err(_), None) => None,
@@ -414,7 +419,8 @@ fn passed(push: Push, now: Timestamp) -> Push {
 fn no_data(push: Push, why: String, seen: &Seen<'_>, until: Timestamp) -> Move {
     let is_soak = matches!(push.phase, Phase::Soak { .. });
     if is_soak && seen.now.duration_since(until) >= NO_DATA_FOR {
-        let why = format!("nothing good was seen for {} s after the soak should have ended: {why}", NO_DATA_FOR.as_secs());
+        let why =
+            format!("nothing good was seen for {} s after the soak should have ended: {why}", NO_DATA_FOR.as_secs());
         return Move::wait(going_back(push, why, seen.now));
     }
     wait(push, format!("no verdict: {why}"))
@@ -464,8 +470,8 @@ fn back_ready(push: Push, seen: &Seen<'_>, deadline: Timestamp) -> Move {
     let wanted = Wanted { group: &old.group, count, image: None, zones: 1, being_ended: seen.open_acts };
     let missing = ready::missing(&ready::checks(wanted, inventory, seen.statuses, seen.now));
     let serves = |name: &GroupName| inventory.groups.get(name).map_or(0, |g| script::serving(g, seen));
-    let is_better = serves(&old.group) > serves(push.group())
-        && seen.now.duration_since(push.phase_since) >= BACK_PATIENCE;
+    let is_better =
+        serves(&old.group) > serves(push.group()) && seen.now.duration_since(push.phase_since) >= BACK_PATIENCE;
     match (missing, script::flip_back(&push)) {
         (None, Some(step)) => flip_back(push, step, seen),
         (Some(_), Some(step)) if is_better => flip_back(push, step, seen),
@@ -485,7 +491,11 @@ fn flip_back(push: Push, step: Step, seen: &Seen<'_>) -> Move {
 
 /// The new group keeps serving (invariant I8).
 fn stuck(push: Push, why: &str, now: Timestamp) -> Push {
-    let note = format!("could not go back: {why}; {} keeps serving. `troop rollback {}` tries again", push.group(), push.cluster);
+    let note = format!(
+        "could not go back: {why}; {} keeps serving. `troop rollback {}` tries again",
+        push.group(),
+        push.cluster
+    );
     push.into_phase(Phase::Stuck, now, note)
 }
 

@@ -97,25 +97,35 @@ pub enum Phase {
     /// Pin the old group, make the new one, grow it.
     Create,
     /// Wait until every check of [`crate::ready`] passes.
-    Ready { deadline: Timestamp },
+    Ready {
+        deadline: Timestamp,
+    },
     Flip,
     /// Take the old group out of the registry and of new connections. It stays warm.
     Disable,
     /// Judged, holding the cluster's lock.
-    Soak { until: Timestamp },
+    Soak {
+        until: Timestamp,
+    },
     /// Judged, without the lock. The old group is pinned and is the way back.
-    Watch { until: Timestamp },
+    Watch {
+        until: Timestamp,
+    },
     /// The old group goes; takes the lock.
     Destroy,
     /// Bring the old group back before traffic moves; holds the lock, as all of the way back.
     BackEnable,
-    BackReady { deadline: Timestamp },
+    BackReady {
+        deadline: Timestamp,
+    },
     BackFlip,
     BackDisable,
     /// Not flipped and given up: the new group is disabled, no traffic moves.
     Cancel,
     /// Over for people; the group that failed is kept until then.
-    Keep { until: Timestamp },
+    Keep {
+        until: Timestamp,
+    },
     Reap,
     /// It could not go back: the new group keeps serving, and a person decides (`troop rollback` tries again).
     Stuck,
@@ -191,8 +201,7 @@ impl Push {
 
     /// Whether traffic was asked to move to the new group, whatever became of it.
     pub fn flip_was_asked(&self) -> bool {
-        self.flipped_at.is_some()
-            || (self.phase == Phase::Flip && (self.in_flight.is_some() || self.attempts > 0))
+        self.flipped_at.is_some() || (self.phase == Phase::Flip && (self.in_flight.is_some() || self.attempts > 0))
     }
 
     /// Whether traffic is with the new group because of this push, as far as the push knows.

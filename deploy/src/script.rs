@@ -1,5 +1,7 @@
 //! The steps of each phase, in order. What `--plan` prints is made by [`planned`] from the same lists as what runs.
 
+use std::time::Duration;
+
 use troop_policies::inventory::{Group, Inventory};
 use troop_policies::step::{Size, Step};
 use troop_policies::{GroupName, guard};
@@ -54,7 +56,9 @@ pub(crate) fn actions(phase: Phase) -> &'static [Action] {
         Phase::BackEnable => &[Action::RestoreOld, Action::DropOverrideOld, Action::EnableOld],
         Phase::BackDisable => &[Action::OverrideNew, Action::DisableNew, Action::UnpinOld],
         Phase::Cancel => &[Action::OverrideNew, Action::DisableNew, Action::UnpinOld],
-        Phase::Reap => &[Action::OverrideNew, Action::DisableNew, Action::DestroyNew, Action::NewIsGone, Action::ForgetNew],
+        Phase::Reap => {
+            &[Action::OverrideNew, Action::DisableNew, Action::DestroyNew, Action::NewIsGone, Action::ForgetNew]
+        }
         Phase::Ready { .. }
         | Phase::Flip
         | Phase::Soak { .. }
@@ -162,16 +166,19 @@ fn disable(group: Option<&Group>, inventory: &Inventory, push: &Push) -> Need {
 fn destroy(group: Option<&Group>, inventory: &Inventory) -> Need {
     match group {
         None => Need::Nothing,
-        Some(group) if group.enabled && is_last_enabled(group, inventory) => {
-            Need::Wait(format!("{} is the last enabled group of its cluster: it stays until another one serves", group.name))
-        }
+        Some(group) if group.enabled && is_last_enabled(group, inventory) => Need::Wait(format!(
+            "{} is the last enabled group of its cluster: it stays until another one serves",
+            group.name
+        )),
         Some(group) => Need::Step(Step::Destroy { group: group.name.clone() }),
     }
 }
 
 fn gone(group: Option<&Group>) -> Need {
     match group {
-        Some(group) => Need::Wait(format!("{} has {} instances that are still ending", group.name, group.members.len())),
+        Some(group) => {
+            Need::Wait(format!("{} has {} instances that are still ending", group.name, group.members.len()))
+        }
         None => Need::Nothing,
     }
 }
@@ -188,18 +195,29 @@ fn drop_override_step(group: GroupName) -> Step {
 pub fn planned(push: &Push, inventory: &Inventory) -> Vec<String> {
     let mut lines = steps_of(Phase::Create, push, inventory);
     let settings = &push.settings;
-    lines.push(format!("wait until {} is ready by 7 checks, at most {} s", push.group(), settings.ready_within.as_secs()));
+    lines.push(format!("wait until {} is ready by 7 checks, at most {}", push.group(), span(settings.ready_within)));
     lines.push(flip(push).to_string());
     lines.extend(disable_old(push, inventory));
     let way_back = push.previous_group().map(|old| format!("; {old} stays warm and pinned")).unwrap_or_default();
     lines.push(format!(
-        "soak for {} s, then watch for {} s: back if over {} % of at least 50 answers in 10 s are errors{way_back}",
-        settings.soak.as_secs(),
-        settings.watch.as_secs(),
+        "soak for {}, then watch for {}: back if over {} % of at least 50 answers in 10 s are errors{way_back}",
+        span(settings.soak),
+        span(settings.watch),
         settings.errors_above
     ));
     lines.extend(destroy_old(push));
     lines
+}
+
+/// A duration as people say it: `12 h`, `5 min`, `90 s`, `250 ms`.
+fn span(duration: Duration) -> String {
+    let (seconds, millis) = (duration.as_secs(), duration.subsec_millis());
+    match seconds {
+        0 if millis > 0 => format!("{millis} ms"),
+        s if s >= 3_600 && s % 3_600 == 0 => format!("{} h", s / 3_600),
+        s if s >= 120 && s % 60 == 0 => format!("{} min", s / 60),
+        s => format!("{s} s"),
+    }
 }
 
 /// The steps of going back, in words, as the world is now.

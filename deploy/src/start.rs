@@ -109,11 +109,7 @@ pub fn start(
 }
 
 /// The serving group's tags, but for what Troop writes there itself; for a first push the team's alone.
-fn tags(
-    asked: &Asked<'_>,
-    serving: Option<&Group>,
-    groups: &[&Group],
-) -> Result<BTreeMap<String, String>, NotStarted> {
+fn tags(asked: &Asked<'_>, serving: Option<&Group>, groups: &[&Group]) -> Result<BTreeMap<String, String>, NotStarted> {
     if let Some(team) = asked.team {
         // Also a group that does not serve says whose the cluster is.
         let foreign = groups.iter().find(|group| group.team().as_ref() != Some(team));
@@ -123,7 +119,12 @@ fn tags(
         }
     }
     if let Some(group) = serving {
-        return Ok(group.tags.iter().filter(|(key, _)| *key != TAG_MARK).map(|(k, v)| (k.clone(), v.clone())).collect());
+        return Ok(group
+            .tags
+            .iter()
+            .filter(|(key, _)| *key != TAG_MARK)
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect());
     }
     let Some(team) = asked.team else { return Err(NotStarted::NeedsTeam { cluster: asked.cluster.clone() }) };
     Ok(BTreeMap::from([(TAG_TEAM.to_owned(), team.to_string())]))

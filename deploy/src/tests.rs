@@ -40,7 +40,10 @@ fn the_first_push_of_a_cluster_serves_and_has_nothing_to_watch() {
     let mut world = World::new(0);
     let mut driver = Driver::new(begin(&world, "ami-1"), &world);
     driver.run_to_end(&mut world);
-    assert_eq!((driver.push.result, world.serving_group().unwrap().as_str()), (Some(PushResult::Succeeded), "hello-web-v000"));
+    assert_eq!(
+        (driver.push.result, world.serving_group().unwrap().as_str()),
+        (Some(PushResult::Succeeded), "hello-web-v000")
+    );
     assert_eq!(world.inventory.groups[&group(0)].tags[TAG_TEAM], "demo");
     assert_eq!(world.serving_now(), 3);
 }
@@ -53,7 +56,11 @@ fn a_version_that_never_becomes_ready_is_never_flipped_to_and_is_kept_disabled()
     let mut driver = Driver::new(begin(&world, "ami-1"), &world);
     driver.run(&mut world, |push| matches!(push.phase, Phase::Keep { .. }));
     assert_eq!(driver.push.result, Some(PushResult::Cancelled));
-    assert!(driver.push.because.as_ref().unwrap().contains("not ready within 20 s: health"), "{:?}", driver.push.because);
+    assert!(
+        driver.push.because.as_ref().unwrap().contains("not ready within 20 s: health"),
+        "{:?}",
+        driver.push.because
+    );
     assert!(!world.done.iter().any(|step| matches!(step, Step::Flip { .. })));
     let failed = &world.inventory.groups[&group(1)];
     assert!(!failed.enabled && !failed.members.is_empty(), "it stays for a look (I21)");
@@ -84,7 +91,10 @@ fn errors_during_the_watch_flip_back_too() {
     assert!(driver.push.soaked && !world.inventory.groups[&group(0)].enabled);
     world.errors.insert(group(1), 50);
     driver.run(&mut world, |push| push.result.is_some());
-    assert_eq!((driver.push.result, world.serving_group().unwrap().as_str()), (Some(PushResult::RolledBack), "hello-web-v000"));
+    assert_eq!(
+        (driver.push.result, world.serving_group().unwrap().as_str()),
+        (Some(PushResult::RolledBack), "hello-web-v000")
+    );
 }
 
 #[test]
@@ -129,7 +139,10 @@ fn a_request_before_the_flip_cancels_and_moves_nothing() {
     };
     driver.push = push;
     driver.run(&mut world, |push| push.result.is_some());
-    assert_eq!((driver.push.result, world.serving_group().unwrap().as_str()), (Some(PushResult::Cancelled), "hello-web-v000"));
+    assert_eq!(
+        (driver.push.result, world.serving_group().unwrap().as_str()),
+        (Some(PushResult::Cancelled), "hello-web-v000")
+    );
     assert!(!world.done.iter().any(|step| matches!(step, Step::Flip { .. })));
 }
 
@@ -157,7 +170,8 @@ fn a_request_on_a_first_push_or_a_superseded_one_says_why_not() {
     let mut world = World::new(3);
     let mut driver = Driver::new(begin(&world, "ami-1"), &world);
     driver.run(&mut world, |push| matches!(push.phase, Phase::Watch { .. }));
-    for (newer, word) in [(Newer::Flipped { push: 2 }, "roll that one back"), (Newer::Soaked { push: 2 }, "superseded")] {
+    for (newer, word) in [(Newer::Flipped { push: 2 }, "roll that one back"), (Newer::Soaked { push: 2 }, "superseded")]
+    {
         let Answer::Cannot { why } = rollback::ask(&driver.push, newer, "x", world.now) else { panic!() };
         assert!(why.contains(word), "{why}");
     }
@@ -204,7 +218,11 @@ fn a_halt_before_the_flip_holds_and_its_deadline_stands_still() {
     for _ in 0..400 {
         driver.step(&mut world);
     }
-    assert!(matches!(driver.push.phase, Phase::Ready { .. }) && driver.push.note.contains("halted"), "{}", driver.push.note);
+    assert!(
+        matches!(driver.push.phase, Phase::Ready { .. }) && driver.push.note.contains("halted"),
+        "{}",
+        driver.push.note
+    );
     assert_eq!(world.serving_group().unwrap(), "hello-web-v000");
     world.halted = false;
     driver.run(&mut world, |push| matches!(push.phase, Phase::Watch { .. }));
@@ -336,8 +354,15 @@ fn what_may_not_begin_says_why() {
     assert!(matches!(ask(&new, Some(&team), Some(2)), Err(NotStarted::TooSmall { least: 3, .. })));
     assert_eq!(ask(&cluster(), None, Some(5)).unwrap().size, 5);
     let taken = BTreeSet::from([group(1), group(2)]);
-    let asked =
-        Asked { cluster: &cluster(), image: &image, version: None, team: None, size: None, settings: settings(), actor: "a" };
+    let asked = Asked {
+        cluster: &cluster(),
+        image: &image,
+        version: None,
+        team: None,
+        size: None,
+        settings: settings(),
+        actor: "a",
+    };
     let push = start(&asked, &world.inventory, &world.statuses, &taken, world.now).unwrap();
     assert_eq!(push.group(), &group(3), "names that pushes on record speak of are skipped (I13)");
 }

@@ -284,10 +284,15 @@ fn leash_gate(situation: &Situation<'_>, chaos: &ChaosPolicy) -> Result<String, 
     }
 }
 
+/// A moment as people read it.
+fn to_the_second(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%d %H:%M:%SZ").to_string()
+}
+
 fn halt_gate(situation: &Situation<'_>) -> Result<String, Spared> {
     match &situation.halt {
         Err(why) => Err(Spared::Unknown { what: "the halt state", why: why.clone() }),
-        Ok(Some(h)) => Err(Spared::Halted { who: h.who.clone(), since: h.at.to_string(), why: h.why.clone() }),
+        Ok(Some(h)) => Err(Spared::Halted { who: h.who.clone(), since: to_the_second(h.at), why: h.why.clone() }),
         Ok(None) => Ok("not halted".to_owned()),
     }
 }
@@ -372,7 +377,7 @@ fn push_gate(seen: &LedgerSeen, asked: &Asked<'_>, during_push: bool) -> Result<
 
 fn history_gate(seen: &LedgerSeen, chaos: &ChaosPolicy, scope: &Scope, purpose: &Purpose) -> Result<String, Spared> {
     if let Some(mark) = &seen.history.unhealed {
-        let (draw_key, since, why) = (scope.draw_key.clone(), mark.since.to_string(), mark.why.clone());
+        let (draw_key, since, why) = (scope.draw_key.clone(), to_the_second(mark.since), mark.why.clone());
         return Err(Spared::Unhealed { draw_key, since, why });
     }
     if *purpose == Purpose::Drawn && seen.history.drawn_today {
@@ -400,8 +405,10 @@ fn caps_gate(situation: &Situation<'_>, seen: &LedgerSeen, policy: &Policy) -> R
     if open >= policy.caps.unhealed_at_once {
         return Err(Spared::UnhealedCap { open, cap: policy.caps.unhealed_at_once, team });
     }
-    let cap = policy.caps.kills_per_day.map_or("no cap".to_owned(), |cap| cap.to_string());
-    Ok(format!("{} of {cap} today, {open} unhealed", seen.team_kills_today))
+    let kills = seen.team_kills_today;
+    let today =
+        policy.caps.kills_per_day.map_or(format!("{kills} today, no cap"), |cap| format!("{kills} of {cap} today"));
+    Ok(format!("{today}, {open} unhealed"))
 }
 
 fn count(n: usize) -> u32 {

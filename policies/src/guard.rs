@@ -23,7 +23,7 @@ const FAILED_LAUNCH_REST_MINUTES: i64 = 60;
 /// Whether one instance serves, and if not, the first reason.
 pub fn serves(group: &Group, instance: &Instance, status: Option<Status>, now: Timestamp) -> Result<(), String> {
     if instance.lifecycle != Lifecycle::InService {
-        return Err(format!("{} is {:?}", instance.id, instance.lifecycle).to_lowercase());
+        return Err(format!("{} is {}", instance.id, instance.lifecycle.as_str()));
     }
     if group.has_targets {
         match &instance.target {

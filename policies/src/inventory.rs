@@ -77,6 +77,18 @@ pub enum Lifecycle {
     Terminating,
 }
 
+impl Lifecycle {
+    /// As people read it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::InService => "in service",
+            Self::Standby => "in standby",
+            Self::Terminating => "terminating",
+        }
+    }
+}
+
 /// What the balancer last found when it asked the instance's `health_path`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TargetHealth {

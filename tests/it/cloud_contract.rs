@@ -45,7 +45,11 @@ impl Cloud for Losing {
         self.cloud.images(region).await
     }
 
-    async fn traffic(&self, region: &RegionName, cluster: &ClusterName) -> Result<BTreeMap<GroupName, Traffic>, CloudError> {
+    async fn traffic(
+        &self,
+        region: &RegionName,
+        cluster: &ClusterName,
+    ) -> Result<BTreeMap<GroupName, Traffic>, CloudError> {
         self.cloud.traffic(region, cluster).await
     }
 

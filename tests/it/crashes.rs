@@ -18,14 +18,33 @@ const CLEAN_END: Duration = Duration::from_secs(5);
 fn deploy(up: &Up, version: &str) {
     let image = image(&up.state, version, &format!("greeting = \"{version}\"\n"));
     let image = image.display().to_string();
-    up.ok(&["deploy", "hello-web", "--image", &image, "--team", "demo", "--soak", "1s", "--watch", "10m", "--drain", "1s"]);
+    up.ok(&[
+        "deploy",
+        "hello-web",
+        "--image",
+        &image,
+        "--team",
+        "demo",
+        "--soak",
+        "1s",
+        "--watch",
+        "10m",
+        "--drain",
+        "1s",
+    ]);
 }
 
 #[test]
 #[ignore = "needs user namespaces"]
 fn up_ends_within_five_seconds_whenever_it_is_told_and_leaves_nothing() {
     let before = interfaces();
-    for (delay_ms, signal) in [(0, Signal::SIGTERM), (30, Signal::SIGINT), (120, Signal::SIGTERM), (400, Signal::SIGINT), (1_500, Signal::SIGTERM)] {
+    for (delay_ms, signal) in [
+        (0, Signal::SIGTERM),
+        (30, Signal::SIGINT),
+        (120, Signal::SIGTERM),
+        (400, Signal::SIGINT),
+        (1_500, Signal::SIGTERM),
+    ] {
         let dir = new_state();
         let mut up = Up::spawn(dir.path());
         std::thread::sleep(Duration::from_millis(delay_ms));
@@ -64,7 +83,19 @@ async fn a_control_plane_killed_in_the_middle_of_a_push_is_restarted_and_the_pus
         let old = up.instances("hello-web");
         let version = format!("1.{number}.0");
         let path = image(&up.state, &version, &format!("greeting = \"{version}\"\n")).display().to_string();
-        up.ok(&["deploy", "hello-web", "--image", &path, "--soak", "1s", "--watch", "10m", "--drain", "1s", "--detach"]);
+        up.ok(&[
+            "deploy",
+            "hello-web",
+            "--image",
+            &path,
+            "--soak",
+            "1s",
+            "--watch",
+            "10m",
+            "--drain",
+            "1s",
+            "--detach",
+        ]);
         tokio::time::sleep(Duration::from_millis(pause_ms)).await;
         let pids = up.role_pids("serve");
         assert_eq!(pids.len(), 1, "{pids:?}");

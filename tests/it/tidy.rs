@@ -27,7 +27,12 @@ fn root() -> PathBuf {
 }
 
 fn metadata() -> cargo_metadata::Metadata {
-    MetadataCommand::new().manifest_path(root().join("Cargo.toml")).no_deps().other_options(vec!["--offline".to_owned()]).exec().unwrap()
+    MetadataCommand::new()
+        .manifest_path(root().join("Cargo.toml"))
+        .no_deps()
+        .other_options(vec!["--offline".to_owned()])
+        .exec()
+        .unwrap()
 }
 
 /// Every file of the tree that is ours, with its path from the root.
@@ -70,7 +75,9 @@ fn arrows_point_down() {
 #[test]
 fn policies_are_pure() {
     let banned = ["tokio", "sqlx", "reqwest", "hyper", "nix", "rustix", "axum"];
-    for package in metadata().packages.iter().filter(|p| ["troop-policies", "troop-scheduler"].contains(&p.name.as_str())) {
+    for package in
+        metadata().packages.iter().filter(|p| ["troop-policies", "troop-scheduler"].contains(&p.name.as_str()))
+    {
         for dependency in &package.dependencies {
             assert!(!banned.contains(&dependency.name.as_str()), "{} depends on {}", package.name, dependency.name);
         }
@@ -91,11 +98,17 @@ fn no_file_was_forgotten() {
     let manifests: String = files("toml").into_iter().map(|(_, text)| text).collect();
     let declared: BTreeSet<String> = sources
         .iter()
-        .flat_map(|(_, text)| text.lines().map(str::trim).filter_map(module_name).map(str::to_owned).collect::<Vec<_>>())
+        .flat_map(|(_, text)| {
+            text.lines().map(str::trim).filter_map(module_name).map(str::to_owned).collect::<Vec<_>>()
+        })
         .collect();
     for (path, _) in &sources {
         let stem = path.file_stem().unwrap().to_string_lossy().into_owned();
-        let name = if stem == "mod" { path.parent().unwrap().file_name().unwrap().to_string_lossy().into_owned() } else { stem };
+        let name = if stem == "mod" {
+            path.parent().unwrap().file_name().unwrap().to_string_lossy().into_owned()
+        } else {
+            stem
+        };
         let relative = path.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
         let entry = ["lib", "main", "build"].contains(&name.as_str());
         let target = manifests.contains(path.file_name().unwrap().to_str().unwrap()) || relative.contains("/tests/");
@@ -115,7 +128,11 @@ fn files_have_one_subject() {
     for (path, text) in files("rs") {
         let lines = text.lines().count();
         let is_test = path.to_string_lossy().contains("tests");
-        assert!(is_test || lines <= FILE_LINES_MAX, "{} has {lines} lines: look for its second subject", path.display());
+        assert!(
+            is_test || lines <= FILE_LINES_MAX,
+            "{} has {lines} lines: look for its second subject",
+            path.display()
+        );
     }
 }
 

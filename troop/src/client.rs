@@ -29,11 +29,19 @@ pub enum ClientError {
     #[error("the control socket `{}` belongs to another user", socket.display())]
     Forbidden { socket: PathBuf },
     #[error("could not connect to the control socket `{}`", socket.display())]
-    Connect { socket: PathBuf, #[source] source: io::Error },
+    Connect {
+        socket: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("the control plane did not answer {what} within {} s; nobody can say here whether it will be done", limit.as_secs())]
     TimedOut { what: String, limit: Duration },
     #[error("the connection broke while {what} was being answered; nobody can say here whether it was done")]
-    Broken { what: String, #[source] source: hyper::Error },
+    Broken {
+        what: String,
+        #[source]
+        source: hyper::Error,
+    },
     /// The control plane answered, and said no.
     #[error("{}", .0.message)]
     Api(ApiError),
@@ -95,7 +103,13 @@ impl Client {
         understand(&what, status, &body)
     }
 
-    async fn exchange(&self, method: Method, path: &str, body: Bytes, what: &str) -> Result<(StatusCode, Bytes), ClientError> {
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        what: &str,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
         let broken = |source| ClientError::Broken { what: what.to_owned(), source };
         let garbled = |why: String| ClientError::Garbled { what: what.to_owned(), why };
         let stream = UnixStream::connect(&self.socket).await.map_err(|e| connect_error(&self.socket, e))?;
@@ -198,7 +212,9 @@ mod tests {
         let text = format!("HTTP/1.1 409 Conflict\r\ncontent-length: {}\r\n\r\n{body}", body.len());
         let server = answering(&state, text.leak());
         match Client::new(&state).get::<u32>("live").await {
-            Err(ClientError::Api(error)) => assert_eq!((error.kind, error.message.as_str()), (ErrorKind::Refused, "leashed")),
+            Err(ClientError::Api(error)) => {
+                assert_eq!((error.kind, error.message.as_str()), (ErrorKind::Refused, "leashed"))
+            }
             other => panic!("{other:?}"),
         }
         server.await.unwrap();

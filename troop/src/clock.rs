@@ -123,7 +123,10 @@ impl JumpWatch {
     pub fn check(&self, real: Timestamp, boot_ms: i64) -> Result<(), String> {
         let by_ms = self.jumped_by_ms(real, boot_ms);
         if by_ms.abs() > CLOCK_JUMP_MS {
-            return Err(format!("it was set by {} s while Troop ran; restart `troop serve` to accept it", by_ms / 1_000));
+            return Err(format!(
+                "it was set by {} s while Troop ran; restart `troop serve` to accept it",
+                by_ms / 1_000
+            ));
         }
         Ok(())
     }

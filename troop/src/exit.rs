@@ -101,9 +101,8 @@ impl From<ClientError> for CliError {
     fn from(error: ClientError) -> Self {
         match error {
             ClientError::Api(error) => error.into(),
-            ClientError::NotRunning { .. } => {
-                Self::of(Code::Unavailable, &error).hint("start it with `troop up`, or name its folder with `--state DIR`")
-            }
+            ClientError::NotRunning { .. } => Self::of(Code::Unavailable, &error)
+                .hint("start it with `troop up`, or name its folder with `--state DIR`"),
             ClientError::Forbidden { .. } => {
                 Self::of(Code::Unavailable, &error).hint("run this as the user who runs `troop up`")
             }
@@ -141,12 +140,13 @@ impl From<UpError> for CliError {
         match error {
             UpError::State(error) => error.into(),
             UpError::Site(error) => error.into(),
-            UpError::Taken { .. } => {
-                Self::of(Code::Refused, &error).hint("use that one, end it first, or name another folder with `--state DIR`")
-            }
+            UpError::Taken { .. } => Self::of(Code::Refused, &error)
+                .hint("use that one, end it first, or name another folder with `--state DIR`"),
             UpError::Listen { .. } => Self::of(Code::Unavailable, &error).hint("`--port 0` takes any free port"),
             UpError::Interrupted => Self::of(Code::Refused, &error),
-            UpError::Sandbox(SandboxError::NoProcesses | SandboxError::PathTooLong { .. }) => Self::of(Code::Input, &error),
+            UpError::Sandbox(SandboxError::NoProcesses | SandboxError::PathTooLong { .. }) => {
+                Self::of(Code::Input, &error)
+            }
             UpError::Sandbox(_) | UpError::Io { .. } => Self::of(Code::Unavailable, &error),
             UpError::CloudEnded { .. } => {
                 Self::of(Code::Unavailable, &error).hint("`troop up` again begins its groups anew, with the same sizes")

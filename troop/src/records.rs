@@ -14,31 +14,122 @@ pub const RECORD_VERSION: u32 = 1;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "record")]
 pub enum Record {
-    PlanMade { day: Date, team: TeamName, chosen: u32, spared: u32, late: bool },
+    PlanMade {
+        day: Date,
+        team: TeamName,
+        chosen: u32,
+        spared: u32,
+        late: bool,
+    },
     /// Scopes that appeared or opted in after the plan was made.
-    PlanJoined { day: Date, team: TeamName, draw_keys: Vec<String> },
-    DayKeyPublished { day: Date, team: TeamName },
+    PlanJoined {
+        day: Date,
+        team: TeamName,
+        draw_keys: Vec<String>,
+    },
+    DayKeyPublished {
+        day: Date,
+        team: TeamName,
+    },
     /// Written in the transaction that checked guard and fence, before the act.
-    Intended { intent: Intent, zone: Option<ZoneName> },
-    Settled { intent: Intent, outcome: Outcome },
-    Healed { intent: IntentId, draw_key: String, group: GroupName, instance: InstanceId, seconds: f64 },
-    NotHealed { intent: IntentId, draw_key: String, group: GroupName, instance: InstanceId, after_seconds: f64, why: String },
+    Intended {
+        intent: Intent,
+        zone: Option<ZoneName>,
+    },
+    Settled {
+        intent: Intent,
+        outcome: Outcome,
+    },
+    Healed {
+        intent: IntentId,
+        draw_key: String,
+        group: GroupName,
+        instance: InstanceId,
+        seconds: f64,
+    },
+    NotHealed {
+        intent: IntentId,
+        draw_key: String,
+        group: GroupName,
+        instance: InstanceId,
+        after_seconds: f64,
+        why: String,
+    },
     /// A drawn entry, or a kill on demand, that a gate spared at the act.
-    SparedAtAct { team: TeamName, draw_key: String, monkey: String, day: Date, gate: Gate, why: String, demand: bool },
+    SparedAtAct {
+        team: TeamName,
+        draw_key: String,
+        monkey: String,
+        day: Date,
+        gate: Gate,
+        why: String,
+        demand: bool,
+    },
     /// Every gate but the leash was passed: this is what would have been killed.
-    WouldHave { team: TeamName, draw_key: String, monkey: String, day: Date, victim: Option<InstanceId>, eligible: u32, leashed_by: String },
-    Halted { who: String, why: String },
-    Resumed { who: String, why: String },
-    Cleared { draw_key: String, who: String, why: String },
-    PolicyTaken { file: String, team: TeamName },
-    PolicyBad { file: String, team: Option<TeamName>, why: String },
-    PushStarted { push: u64, cluster: ClusterName, group: GroupName, actor: String, image: String },
-    PushMoved { push: u64, cluster: ClusterName, phase: String, note: String },
-    PushEnded { push: u64, cluster: ClusterName, result: String, note: String },
-    RollbackRequested { push: Option<u64>, cluster: ClusterName, actor: String, reason: String },
+    WouldHave {
+        team: TeamName,
+        draw_key: String,
+        monkey: String,
+        day: Date,
+        victim: Option<InstanceId>,
+        eligible: u32,
+        leashed_by: String,
+    },
+    Halted {
+        who: String,
+        why: String,
+    },
+    Resumed {
+        who: String,
+        why: String,
+    },
+    Cleared {
+        draw_key: String,
+        who: String,
+        why: String,
+    },
+    PolicyTaken {
+        file: String,
+        team: TeamName,
+    },
+    PolicyBad {
+        file: String,
+        team: Option<TeamName>,
+        why: String,
+    },
+    PushStarted {
+        push: u64,
+        cluster: ClusterName,
+        group: GroupName,
+        actor: String,
+        image: String,
+    },
+    PushMoved {
+        push: u64,
+        cluster: ClusterName,
+        phase: String,
+        note: String,
+    },
+    PushEnded {
+        push: u64,
+        cluster: ClusterName,
+        result: String,
+        note: String,
+    },
+    RollbackRequested {
+        push: Option<u64>,
+        cluster: ClusterName,
+        actor: String,
+        reason: String,
+    },
     /// The same smaller picture in three reads over ten minutes became the good one.
-    SmallerInventoryAccepted { from: usize, to: usize },
-    ClockJumped { by_ms: i64 },
+    SmallerInventoryAccepted {
+        from: usize,
+        to: usize,
+    },
+    ClockJumped {
+        by_ms: i64,
+    },
 }
 
 impl Record {

@@ -47,11 +47,11 @@ pub fn read(path: Option<&Path>) -> Result<Read, SiteError> {
     let bad = |found: Vec<Diagnostic>| SiteError::Bad { path: path.to_owned(), text: shown(&found).join("\n") };
     let text = file::text_of(&name, &bytes).map_err(bad)?;
     let (mut site, warnings) = file::parse_site(&name, text).map_err(bad)?;
-    let folder = std::path::absolute(path).map_err(io)?;
-    let beside = |written: &Path| folder.parent().map_or_else(|| written.to_owned(), |folder| folder.join(written));
-    site.policies = beside(&site.policies);
-    site.state = site.state.as_deref().map(beside);
-    site.ledger = site.ledger.as_deref().map(beside);
+    let absolute = std::path::absolute(path).map_err(io)?;
+    let folder = absolute.parent().unwrap_or(Path::new("/"));
+    site.policies = folder.join(&site.policies);
+    site.state = site.state.map(|state| folder.join(state));
+    site.ledger = site.ledger.map(|ledger| folder.join(ledger));
     Ok(Read { site, warnings: shown(&warnings) })
 }
 

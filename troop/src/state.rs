@@ -13,7 +13,12 @@ pub enum StateError {
     #[error("no state folder: neither --state, $TROOP_STATE, $XDG_STATE_HOME nor $HOME is set")]
     Nowhere,
     #[error("could not {what} `{}`", path.display())]
-    Io { what: &'static str, path: PathBuf, #[source] source: io::Error },
+    Io {
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("`{}` cannot be read as a site secret: {why}", path.display())]
     BadSecret { path: PathBuf, why: String },
 }
@@ -110,8 +115,7 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
     let io = |what, source| StateError::Io { what, path: path.to_path_buf(), source };
     let temporary = path.with_extension(format!("new{}", std::process::id()));
     let write = || -> io::Result<()> {
-        let mut file =
-            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;

@@ -12,7 +12,9 @@ use super::namespaces::Namespaces;
 use super::runtime::{Exit, Runtime};
 use super::sandbox::SandboxSpec;
 use super::server::{self, ServerSpec};
-use super::steps::{CLOUD_STEP, Report, Step as _, StepFailed, complain, die_with_parent, own_stdin, report_up, reports_end};
+use super::steps::{
+    CLOUD_STEP, Report, Step as _, StepFailed, complain, die_with_parent, own_stdin, report_up, reports_end,
+};
 use super::{mounts, netlink, trial};
 
 /// How the wall clock is read; troop has the only one that does.

@@ -5,7 +5,7 @@
 //! - [`balancer`]: a worker of the reverse proxy. Several share one listener.
 //! - [`client`]: the implementation of [`crate::Cloud`], over the unix socket on which the cloud process listens.
 //!
-//! [`sandbox`] sets up the namespaces and [`instance`] is what runs as first process of each instance. Both run in a
+//! [`sandbox`] sets up the namespaces and `instance` is what runs as first process of each instance. Both run in a
 //! re-executed, single-threaded copy of the binary, before any runtime starts.
 
 pub mod balancer;

@@ -11,7 +11,9 @@ use troop_policies::inventory::{Group, Instance, Inventory, Lifecycle, TAG_TEAM,
 use troop_policies::registry_view::Status;
 use troop_policies::situation::OpenAct;
 use troop_policies::step::{Size, Step};
-use troop_policies::{AccountName, ClusterName, GroupName, ImageId, InstanceId, IntentId, RegionName, TeamName, ZoneName};
+use troop_policies::{
+    AccountName, ClusterName, GroupName, ImageId, InstanceId, IntentId, RegionName, TeamName, ZoneName,
+};
 use troop_policies::{guard, inventory};
 
 use crate::judge::Memory;

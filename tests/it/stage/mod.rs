@@ -41,7 +41,10 @@ pub(crate) fn new_state() -> tempfile::TempDir {
     let dir = tempfile::Builder::new().prefix("tr").tempdir().unwrap();
     std::fs::create_dir_all(dir.path().join("policies")).unwrap();
     let policy = include_str!("../../../policies/examples/demo.toml")
-        .replace("days  = [\"mon\", \"tue\", \"wed\", \"thu\", \"fri\"]", "days = [\"mon\", \"tue\", \"wed\", \"thu\", \"fri\", \"sat\", \"sun\"]")
+        .replace(
+            "days  = [\"mon\", \"tue\", \"wed\", \"thu\", \"fri\"]",
+            "days = [\"mon\", \"tue\", \"wed\", \"thu\", \"fri\", \"sat\", \"sun\"]",
+        )
         .replace("open  = \"10:00\"", "open = \"00:00\"")
         .replace("close = \"12:00\"", "close = \"00:00\"");
     // Never by a draw: with these odds a test of hundreds of days would see none.

@@ -20,7 +20,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
 };
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
@@ -174,7 +175,9 @@ fn receive(pair: &UnixStream) -> io::Result<Option<(StdUnixStream, u32)>> {
     match (received.bytes, fds.next()) {
         (0, None) => Ok(None),
         (n, Some(fd)) if n == uid.len() => Ok(Some((StdUnixStream::from(fd), u32::from_le_bytes(uid)))),
-        (n, fd) => Err(io::Error::other(format!("a connection was passed with {n} bytes and {} descriptors", fd.iter().len()))),
+        (n, fd) => {
+            Err(io::Error::other(format!("a connection was passed with {n} bytes and {} descriptors", fd.iter().len())))
+        }
     }
 }
 
@@ -296,7 +299,10 @@ mod tests {
         stop.cancel();
         serve.await.unwrap().unwrap();
         let error = client.get::<LiveView>("live").await.unwrap_err();
-        assert!(matches!(&error, ClientError::Api(e) if e.message == "the control plane is being started"), "{error:?}");
+        assert!(
+            matches!(&error, ClientError::Api(e) if e.message == "the control plane is being started"),
+            "{error:?}"
+        );
         passing.send_replace(None);
         let error = client.get::<LiveView>("live").await.unwrap_err();
         assert!(matches!(&error, ClientError::Api(e) if e.kind == ErrorKind::CouldNotAsk), "{error:?}");

@@ -12,8 +12,8 @@ use http::request::Parts;
 use serde::{Deserialize, Serialize};
 
 use super::types::{
-    Actor, ApiError, ControlPlane, DeployAnswer, DeployRequest, ErrorKind, ExplainView, ImageView, InstanceView, KillAnswer,
-    KillRequest, LiveView, PushView, RollbackAnswer, RollbackRequest,
+    Actor, ApiError, ControlPlane, DeployAnswer, DeployRequest, ErrorKind, ExplainView, ImageView, InstanceView,
+    KillAnswer, KillRequest, LiveView, PushView, RollbackAnswer, RollbackRequest,
 };
 use troop_policies::plan::DayPlan;
 

@@ -1,6 +1,6 @@
 //! `troop demo`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use troop_cloud::local::sandbox::Isolation;
@@ -31,6 +31,9 @@ pub(super) struct DemoArgs {
 
 pub(super) fn run(cx: &Context, args: DemoArgs) -> Result<Code, CliError> {
     logging::for_a_person();
+    if let Some(folder) = cx.state_flag() {
+        is_free(folder)?;
+    }
     let options = DemoOptions {
         keep: args.keep,
         summary: args.summary,
@@ -52,11 +55,39 @@ pub(super) fn run(cx: &Context, args: DemoArgs) -> Result<Code, CliError> {
     }
 }
 
+/// The demo writes a policy into its folder, and removes the folder at its end: never one with somebody's state in it.
+fn is_free(folder: &Path) -> Result<(), CliError> {
+    let taken = match std::fs::read_dir(folder) {
+        Ok(mut entries) => entries.next().is_some().then(|| "is not empty, and a demo removes its folder".to_owned()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+        Err(e) => Some(format!("cannot be a demo's folder: {e}")),
+    };
+    match taken {
+        None => Ok(()),
+        Some(why) => Err(CliError::new(Code::Input, format!("`{}` {why}", folder.display()))
+            .hint("leave --state out, or name a folder that is not there yet")),
+    }
+}
+
 fn error(e: DemoError) -> CliError {
     match e {
         DemoError::Interrupted => CliError::new(Code::Refused, "interrupted; everything that was started has ended"),
         DemoError::Up(e) => e.into(),
         DemoError::Chapter { .. } => CliError::of(Code::CheckFalse, &e),
         DemoError::Io { .. } => CliError::of(Code::Unavailable, &e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_demo_never_takes_a_folder_that_holds_something() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(is_free(dir.path()).is_ok());
+        assert!(is_free(&dir.path().join("new")).is_ok());
+        std::fs::write(dir.path().join("ledger.db"), "").unwrap();
+        assert_eq!(is_free(dir.path()).unwrap_err().code, Code::Input);
     }
 }

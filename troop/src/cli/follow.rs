@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 use troop_policies::ClusterName;
 
@@ -46,8 +47,14 @@ pub(super) async fn follow(
     let mut progress = Progress::new();
     let mut told = Told::new(goal);
     let mut away: Option<Instant> = None;
+    let mut interrupt = signal(SignalKind::interrupt())
+        .map_err(|e| CliError::new(Code::Unavailable, format!("could not watch for signals: {e}")))?;
     loop {
-        match client.get::<Vec<PushView>>("pushes").await {
+        let answered = tokio::select! {
+            answered = client.get::<Vec<PushView>>("pushes") => answered,
+            _ = interrupt.recv() => return Err(left(push, cluster)),
+        };
+        match answered {
             Ok(views) => {
                 if away.take().is_some() {
                     progress.line("the control plane is back");
@@ -64,7 +71,7 @@ pub(super) async fn follow(
         }
         tokio::select! {
             () = tokio::time::sleep(ASK_EVERY) => {}
-            _ = tokio::signal::ctrl_c() => return Err(left(push, cluster)),
+            _ = interrupt.recv() => return Err(left(push, cluster)),
         }
     }
 }

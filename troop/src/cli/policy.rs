@@ -131,9 +131,9 @@ fn check(cx: &Context, args: &CheckArgs) -> Result<Code, CliError> {
     if args.output.is_json() {
         let reports = files.iter().map(report).collect();
         ui::json(&Report { schema: 1, files: reports, apps: &rows });
-    } else if rows.is_empty() {
+    } else if rows.is_empty() && bad == 0 {
         ui::note("no app stands in these policies: nothing is opted in");
-    } else {
+    } else if !rows.is_empty() {
         ui::line(&policy::text(&rows));
     }
     refused.iter().for_each(|why| ui::note(&format!("error: {why}")));

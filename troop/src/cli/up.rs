@@ -13,6 +13,7 @@ use super::context::{self, Context};
 use super::policy_files;
 use crate::api::types::LiveView;
 use crate::exit::{CliError, Code};
+use crate::serve::policy_store;
 use crate::state::{self, StateDir};
 use crate::supervisor::{Supervisor, UpInfo, UpOptions, stop};
 use crate::{logging, site, ui};
@@ -121,7 +122,7 @@ async fn tell(state: &StateDir, info: &UpInfo, policies: &Path, stop: Cancellati
         info.balancer, info.isolation
     ));
     ui::line(&format!("state     {}", state.path().display()));
-    ui::line(&format!("policies  {}{}", policies.display(), policies_note(live.as_ref())));
+    ui::line(&format!("policies  {}{}", policies.display(), policies_note(policies)));
     if live.is_none() {
         let log = state.logs().join("serve.log");
         ui::note(&format!("the control plane does not answer yet; `{}` may say why", log.display()));
@@ -159,13 +160,15 @@ async fn answer(state: &StateDir) -> Option<LiveView> {
     tokio::time::timeout(ANSWERS_WITHIN, asking).await.ok()
 }
 
-fn policies_note(live: Option<&LiveView>) -> String {
-    let Some(live) = live else { return String::new() };
-    let bad = live.policies.iter().filter(|p| !p.ok).count();
-    match (live.policies.len(), bad) {
-        (0, _) => "  (none yet: no monkey touches anything; `troop policy init --team T` writes one)".to_owned(),
-        (all, 0) => format!("  ({all} in force)"),
-        (all, bad) => format!("  ({} in force, {bad} BAD: `troop status` says why)", all - bad),
+/// Read here, with the eyes of the control plane, which at its first answer may not have read them yet.
+fn policies_note(folder: &Path) -> String {
+    let found = policy_store::load(folder);
+    let bad = found.files.iter().filter(|file| file.result.is_err()).count();
+    match (found.problem, found.files.len(), bad) {
+        (Some(_), _, _) => "  (CANNOT BE READ: `troop status` says why)".to_owned(),
+        (None, 0, _) => "  (none yet: no monkey touches anything; `troop policy init --team T` writes one)".to_owned(),
+        (None, all, 0) => format!("  ({all} in force)"),
+        (None, all, bad) => format!("  ({} in force, {bad} BAD: `troop status` says why)", all - bad),
     }
 }
 

@@ -16,13 +16,13 @@ use troop_policies::step::Step;
 use troop_policies::{GroupName, InstanceId, IntentId};
 
 use super::images::Images;
-use super::report::{Kill, Phase, Push, Summary};
-use super::watch::{Watch, Written, failed, until};
+use super::report::{KILL, Kill, PUSH, Push, STEADY, Summary, promises};
+use super::watch::{Watch, Written, failed, has_flipped, is_serving, until};
 use super::{DemoError, Ended, say};
 use crate::api::types::{DeployRequest, ErrorKind, ExplainView, KillAnswer, KillRequest, PushView};
 use crate::client::ClientError;
 use crate::clock::{self, CalendarFile};
-use crate::load::{Load, PhaseCounts, WARM_UP};
+use crate::load::{Counts, Load, WARM_UP};
 use crate::records::Record;
 use crate::state::StateDir;
 use crate::supervisor::{UpError, UpInfo};
@@ -33,11 +33,6 @@ const QUIET: &str = "quiet-web";
 const TEAM: &str = "demo";
 /// Requests a second: enough that 60 ms of trouble would show.
 const PER_SECOND: u32 = 200;
-
-/// Phases of the load client.
-const STEADY: &str = "steady";
-const KILL: &str = "kill";
-const PUSH: &str = "push";
 
 /// A version that is to serve must be ready within this. It takes some four seconds, on a busy machine three times that.
 const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -137,8 +132,8 @@ impl<'a> Story<'a> {
         }
     }
 
-    fn failed_so_far(&self) -> u64 {
-        self.load.as_ref().map_or(0, |load| load.snapshot().failed)
+    fn so_far(&self) -> Counts {
+        self.load.as_ref().map(Load::snapshot).unwrap_or_default()
     }
 
     /// v000 of the cluster that is opted in, and one that is not; then the client begins.
@@ -175,7 +170,7 @@ impl<'a> Story<'a> {
         // Monkeys wait while a push holds its cluster; a draw that falls due then would be spared for the day.
         let view = self.watch.push(CHAPTER, hello, limit, is_serving).await?;
         self.watch.push(CHAPTER, quiet, limit, is_serving).await?;
-        self.pushes.push(pushed(&view, "serving"));
+        self.pushes.push(Push::new(&view, "serving"));
         self.quiet = self.watch.instances(CHAPTER, QUIET).await?.into_iter().map(|i| i.instance).collect();
         Ok(())
     }
@@ -225,27 +220,28 @@ impl<'a> Story<'a> {
         const CHAPTER: &str = "drawn kill";
         let wait = planned.real_at.duration_since(clock::real_now()) - BEFORE_THE_DRAW;
         tokio::time::sleep(Duration::try_from(wait).unwrap_or_default()).await;
-        let before = self.failed_so_far();
+        let before = self.so_far().in_flight_to_killed;
         self.phase(KILL);
         let key = &planned.entry.draw_key;
-        let drawn = |(_, record): &Written| match record {
-            Record::Intended { intent, zone } if matches!(intent.cause, Cause::Draw { .. }) => match &intent.step {
-                Step::Terminate { instance, .. } => {
-                    let zone = zone.as_ref().map(ToString::to_string).unwrap_or_default();
-                    Some(Ok((intent.id.clone(), instance.clone(), zone)))
-                }
-                _ => None,
-            },
-            Record::SparedAtAct { draw_key, why, demand: false, .. } if draw_key == key => {
-                Some(Err(format!("spared at its minute: {why}")))
+        let drawn = |(_, record): &Written| {
+            if let Record::SparedAtAct { draw_key, why, demand: false, .. } = record {
+                return (draw_key == key).then(|| Err(format!("spared at its minute: {why}")));
             }
-            _ => None,
+            let Record::Intended { intent, zone } = record else { return None };
+            let (Step::Terminate { instance, .. }, Cause::Draw { .. }) = (&intent.step, &intent.cause) else {
+                return None;
+            };
+            let zone = zone.as_ref().map(ToString::to_string).unwrap_or_default();
+            Some(Ok((intent.id.clone(), instance.clone(), zone)))
         };
         let kinds = ["intended", "spared_at_act"];
-        let (intent, victim, zone) =
-            self.watch.record(CHAPTER, "the drawn kill", STRUCK_WITHIN, &kinds, drawn).await?.map_err(|why| failed(CHAPTER, why))?;
+        let (intent, victim, zone) = self
+            .watch
+            .record(CHAPTER, "the drawn kill", STRUCK_WITHIN, &kinds, drawn)
+            .await?
+            .map_err(|why| failed(CHAPTER, why))?;
         let heal_seconds = self.heals(CHAPTER, &intent, &victim, "draw").await?;
-        let lost = self.failed_so_far() - before;
+        let lost = self.so_far().in_flight_to_killed - before;
         self.stage.say(
             "kill",
             &format!(
@@ -261,7 +257,7 @@ impl<'a> Story<'a> {
     /// A kill that somebody asked for.
     async fn kill_on_demand(&mut self) -> Result<(), DemoError> {
         const CHAPTER: &str = "kill on demand";
-        let before = self.failed_so_far();
+        let before = self.so_far().in_flight_to_killed;
         self.phase(KILL);
         // The fast calendar has left the window by now, so it is asked for outside of it, which is recorded.
         let request = KillRequest {
@@ -280,11 +276,14 @@ impl<'a> Story<'a> {
         }
         let intent = IntentId::new(intent.clone()).map_err(|e| failed(CHAPTER, e.to_string()))?;
         let heal_seconds = self.heals(CHAPTER, &intent, victim, "demand").await?;
-        let lost = self.failed_so_far() - before;
+        let lost = self.so_far().in_flight_to_killed - before;
         let zone = answer.zone.map(|zone| zone.to_string()).unwrap_or_default();
         self.stage.say(
             "kill",
-            &format!("{victim} ({zone}), on demand, reason \"demo\"; healed in {heal_seconds:.1} s; {}", in_flight(lost)),
+            &format!(
+                "{victim} ({zone}), on demand, reason \"demo\"; healed in {heal_seconds:.1} s; {}",
+                in_flight(lost)
+            ),
         );
         self.phase(STEADY);
         Ok(())
@@ -299,13 +298,17 @@ impl<'a> Story<'a> {
     ) -> Result<f64, DemoError> {
         let (healed, heal_seconds) = self.watch.healed(chapter, intent, HEALS_WITHIN).await?;
         self.kills.push(Kill { instance: victim.to_string(), how: how.to_owned(), healed, heal_seconds });
-        if healed { Ok(heal_seconds) } else { Err(failed(chapter, format!("the group did not heal after the end of {victim}"))) }
+        if healed {
+            Ok(heal_seconds)
+        } else {
+            Err(failed(chapter, format!("the group did not heal after the end of {victim}")))
+        }
     }
 
     /// v001: flips, and v000 stays warm and watched.
     async fn good_push(&mut self) -> Result<GroupName, DemoError> {
         const CHAPTER: &str = "good push";
-        let before = self.failed_so_far();
+        let before = self.so_far().failed;
         self.phase(PUSH);
         let request = DeployRequest { soak: Some(SOAK), ..request(CLUSTER, &self.stage.images.v1) };
         let (push, _) = self.watch.deploy(CHAPTER, &request).await?;
@@ -318,18 +321,20 @@ impl<'a> Story<'a> {
                 seconds(view.ready_seconds),
                 view.flip_ms.unwrap_or_default(),
                 view.previous.as_ref().map_or_else(|| "nothing".to_owned(), version),
-                self.failed_so_far() - before,
+                self.so_far().failed - before,
             ),
         );
-        self.pushes.push(pushed(&view, "serving"));
+        self.pushes.push(Push::new(&view, "serving"));
         Ok(view.group)
     }
 
     /// v002: its health check answers 503, so it is never flipped.
     async fn never_ready(&mut self) -> Result<(), DemoError> {
         const CHAPTER: &str = "push that is never ready";
-        let request =
-            DeployRequest { ready_within: Some(NEVER_READY_WITHIN), ..request(CLUSTER, &self.stage.images.never_ready) };
+        let request = DeployRequest {
+            ready_within: Some(NEVER_READY_WITHIN),
+            ..request(CLUSTER, &self.stage.images.never_ready)
+        };
         let (push, answer) = self.watch.deploy(CHAPTER, &request).await?;
         let wanted = |view: &PushView| match view.result.as_deref() {
             Some("cancelled") => Some(Ok(())),
@@ -352,13 +357,12 @@ impl<'a> Story<'a> {
                 if seen == 0 { "no request".to_owned() } else { format!("{seen} REQUESTS") },
             ),
         );
-        self.pushes.push(pushed(&view, "never_ready"));
+        self.pushes.push(Push::new(&view, "never_ready"));
         Ok(())
     }
 
     fn answers_of(&self, group: &GroupName) -> u64 {
-        let by_group = self.load.as_ref().map(|load| load.snapshot().by_group).unwrap_or_default();
-        by_group.get(group.as_str()).copied().unwrap_or(0)
+        self.so_far().by_group.get(group.as_str()).copied().unwrap_or(0)
     }
 
     /// v003: healthy, and 31 % of its answers are errors, so it flips back by itself.
@@ -377,7 +381,7 @@ impl<'a> Story<'a> {
         };
         let view = self.watch.push(CHAPTER, push, READY_WITHIN + BAD_SOAK + SLACK, wanted).await?;
         let (judged_in, back_in) = self.back_times(CHAPTER, push, &answer.group, good).await?;
-        let own = self.load.as_ref().map_or(0, |load| load.snapshot().by_bad_version);
+        let own = self.so_far().by_bad_version;
         let rate = view.note.split(" (").next().unwrap_or(&view.note);
         self.stage.say(
             "push",
@@ -388,7 +392,7 @@ impl<'a> Story<'a> {
                 version(&view.group),
             ),
         );
-        self.pushes.push(pushed(&view, "rolled_back"));
+        self.pushes.push(Push::new(&view, "rolled_back"));
         Ok(())
     }
 
@@ -401,19 +405,18 @@ impl<'a> Story<'a> {
         good: &GroupName,
     ) -> Result<(f64, f64), DemoError> {
         let written = self.watch.records(&["settled", "push_moved"]).await.map_err(|why| failed(chapter, why))?;
-        let of_push = |cause: &Cause| matches!(cause, Cause::Push { push: number, .. } if *number == push);
         let flip_to = |group: &GroupName| {
-            written.iter().find_map(|(at, record)| match record {
-                Record::Settled { intent, outcome } if of_push(&intent.cause) && outcome.is_done() => match &intent.step {
-                    Step::Flip { to, .. } if to == group => Some(*at),
-                    _ => None,
-                },
-                _ => None,
+            written.iter().find_map(|(at, record)| {
+                let Record::Settled { intent, outcome } = record else { return None };
+                let (Step::Flip { to, .. }, Cause::Push { push: number, .. }) = (&intent.step, &intent.cause) else {
+                    return None;
+                };
+                (outcome.is_done() && to == group && *number == push).then_some(*at)
             })
         };
-        let judged = written.iter().find_map(|(at, record)| match record {
-            Record::PushMoved { push: number, phase, .. } if *number == push && phase.starts_with("back") => Some(*at),
-            _ => None,
+        let judged = written.iter().find_map(|(at, record)| {
+            let Record::PushMoved { push: number, phase, .. } = record else { return None };
+            (*number == push && phase.starts_with("back")).then_some(*at)
         });
         match (flip_to(bad), judged, flip_to(good)) {
             (Some(flipped), Some(judged), Some(back)) => {
@@ -441,7 +444,7 @@ impl<'a> Story<'a> {
             schema: 1,
             seconds: self.stage.began.elapsed().as_secs_f64(),
             isolation: self.stage.info.isolation.clone(),
-            phases: phases.into_iter().filter(|p| p.name != WARM_UP).map(phase).collect(),
+            phases: phases.into_iter().filter(|p| p.name != WARM_UP).map(Into::into).collect(),
             kills: self.kills,
             pushes: self.pushes,
             spared_touched,
@@ -474,42 +477,6 @@ fn request(cluster: &str, image: &Path) -> DeployRequest {
     }
 }
 
-/// What a push that should serve must not come to.
-fn gone_wrong(view: &PushView) -> Option<String> {
-    let ended = view.result.as_deref().filter(|result| !matches!(*result, "succeeded" | "superseded"));
-    match ended {
-        Some(result) => Some(format!("{} {}: {}", view.group, result.replace('_', " "), view.note)),
-        None if view.phase == "stuck" || view.phase.starts_with("back") => {
-            Some(format!("{} is in phase `{}`: {}", view.group, view.phase, view.note))
-        }
-        None => None,
-    }
-}
-
-fn has_flipped(view: &PushView) -> Option<Result<(), String>> {
-    match gone_wrong(view) {
-        Some(why) => Some(Err(why)),
-        None => view.flip_ms.map(|_| Ok(())),
-    }
-}
-
-/// Whether its soak has ended well, and the cluster's lock is free again.
-fn is_serving(view: &PushView) -> Option<Result<(), String>> {
-    match gone_wrong(view) {
-        Some(why) => Some(Err(why)),
-        None => (view.ended || view.phase == "watch").then_some(Ok(())),
-    }
-}
-
-fn pushed(view: &PushView, result: &str) -> Push {
-    Push {
-        group: view.group.to_string(),
-        result: result.to_owned(),
-        ready_seconds: view.ready_seconds,
-        flip_ms: view.flip_ms,
-    }
-}
-
 fn seconds(measured: Option<f64>) -> f64 {
     measured.unwrap_or_default()
 }
@@ -527,37 +494,6 @@ fn in_flight(lost: u64) -> String {
     }
 }
 
-fn phase(counts: PhaseCounts) -> Phase {
-    Phase {
-        name: counts.name,
-        sent: counts.sent,
-        failed: counts.failed,
-        in_flight_to_killed: counts.in_flight_to_killed,
-        by_bad_version: counts.by_bad_version,
-        other: counts.other,
-    }
-}
-
-/// What the demo promises of its requests, and of those it must not touch, where it was not kept.
-fn promises(phases: &[PhaseCounts], spared_touched: usize) -> Vec<String> {
-    let mut broken = Vec::new();
-    for p in phases {
-        if p.other > 0 {
-            broken.push(format!("{}: {} requests failed for another reason: {}", p.name, p.other, p.reasons.join("; ")));
-        }
-        if p.name != KILL && p.in_flight_to_killed > 0 {
-            broken.push(format!("{}: {} requests were in flight to a kill", p.name, p.in_flight_to_killed));
-        }
-        if p.name != PUSH && p.by_bad_version > 0 {
-            broken.push(format!("{}: {} answers came from the bad version", p.name, p.by_bad_version));
-        }
-    }
-    if spared_touched > 0 {
-        broken.push(format!("{spared_touched} instances of {QUIET} are not those of the beginning"));
-    }
-    broken
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -572,21 +508,6 @@ mod tests {
         ] {
             assert_eq!(calendar_start(now.parse().unwrap()).to_string(), start, "{now}");
         }
-    }
-
-    fn counts(name: &str) -> PhaseCounts {
-        PhaseCounts { name: name.to_owned(), sent: 10, ..PhaseCounts::default() }
-    }
-
-    #[test]
-    fn only_what_is_promised_may_fail_where_it_may() {
-        let killed = PhaseCounts { failed: 1, in_flight_to_killed: 1, ..counts(KILL) };
-        let bad = PhaseCounts { failed: 3, by_bad_version: 3, ..counts(PUSH) };
-        assert_eq!(promises(&[counts(STEADY), killed.clone(), bad.clone()], 0), Vec::<String>::new());
-        let swapped = [PhaseCounts { name: PUSH.to_owned(), ..killed }, PhaseCounts { name: STEADY.to_owned(), ..bad }];
-        assert_eq!(promises(&swapped, 0).len(), 2);
-        let other = PhaseCounts { failed: 1, other: 1, reasons: vec!["502".to_owned()], ..counts(STEADY) };
-        assert_eq!(promises(&[other], 1).len(), 2);
     }
 
     #[test]

@@ -45,7 +45,11 @@ pub enum DemoError {
     #[error(transparent)]
     Up(#[from] UpError),
     #[error("could not {what}")]
-    Io { what: &'static str, #[source] source: std::io::Error },
+    Io {
+        what: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("{chapter}: {what}")]
     Chapter { chapter: &'static str, what: String },
     #[error("interrupted")]
@@ -79,7 +83,9 @@ pub async fn run(options: DemoOptions, stop: CancellationToken) -> Result<Ended,
     removed.map_err(io("remove the demo's state folder"))?;
     ended.summary.left_over = family.left(&folder.path).saturating_sub(others);
     if ended.summary.left_over > 0 {
-        ended.broken.push(format!("{} processes, namespaces, mounts or interfaces were left over", ended.summary.left_over));
+        ended
+            .broken
+            .push(format!("{} processes, namespaces, mounts or interfaces were left over", ended.summary.left_over));
     }
     report::print_end(&ended.summary, false);
     write_summary(&options, &ended.summary)?;
@@ -97,7 +103,8 @@ async fn run_in(options: &DemoOptions, folder: &Path, stop: CancellationToken) -
         .map_err(io("write the demo's policy"))?;
     let images = images::write(folder).map_err(io("write the demo's images"))?;
     let calendar_file = folder.join("calendar.json");
-    let calendar = CalendarFile { at: chapters::calendar_start(clock::real_now()), running_since: None, factor: CALENDAR_FACTOR };
+    let calendar =
+        CalendarFile { at: chapters::calendar_start(clock::real_now()), running_since: None, factor: CALENDAR_FACTOR };
     calendar.save(&calendar_file).map_err(UpError::State)?;
 
     let began = tokio::time::Instant::now();
@@ -114,11 +121,8 @@ async fn run_in(options: &DemoOptions, folder: &Path, stop: CancellationToken) -
     let supervisor = Supervisor::start(up, &stop).await.map_err(interrupted)?;
     let info = supervisor.info.clone();
     let fate = if options.keep { "kept" } else { "removed at the end" };
-    let text = format!(
-        "region r1, zones r1a r1b r1c; isolation: {}; state: {} ({fate})",
-        info.isolation,
-        folder.display()
-    );
+    let text =
+        format!("region r1, zones r1a r1b r1c; isolation: {}; state: {} ({fate})", info.isolation, folder.display());
     say(began, "cloud", &text);
     let end = stop.child_token();
     let mut running = tokio::spawn(supervisor.run(end.clone()));
@@ -166,10 +170,7 @@ fn say(began: tokio::time::Instant, what: &str, text: &str) {
 
 /// A start that was given up was interrupted, as all else that is.
 fn interrupted(error: UpError) -> DemoError {
-    match error {
-        UpError::Interrupted => DemoError::Interrupted,
-        other => DemoError::Up(other),
-    }
+    if matches!(error, UpError::Interrupted) { DemoError::Interrupted } else { DemoError::Up(error) }
 }
 
 fn write_summary(options: &DemoOptions, summary: &Summary) -> Result<(), DemoError> {

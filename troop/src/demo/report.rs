@@ -2,7 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::api::types::PushView;
+use crate::load::PhaseCounts;
 use crate::ui;
+
+/// Phases of the load client.
+pub(super) const STEADY: &str = "steady";
+pub(super) const KILL: &str = "kill";
+pub(super) const PUSH: &str = "push";
 
 /// The whole summary.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -50,6 +57,55 @@ pub struct Push {
     pub flip_ms: Option<f64>,
 }
 
+impl From<PhaseCounts> for Phase {
+    fn from(counts: PhaseCounts) -> Self {
+        Self {
+            name: counts.name,
+            sent: counts.sent,
+            failed: counts.failed,
+            in_flight_to_killed: counts.in_flight_to_killed,
+            by_bad_version: counts.by_bad_version,
+            other: counts.other,
+        }
+    }
+}
+
+impl Push {
+    pub(super) fn new(view: &PushView, result: &str) -> Self {
+        Self {
+            group: view.group.to_string(),
+            result: result.to_owned(),
+            ready_seconds: view.ready_seconds,
+            flip_ms: view.flip_ms,
+        }
+    }
+}
+
+/// What the demo promises of its requests, and of those it must not touch, where it was not kept.
+pub(super) fn promises(phases: &[PhaseCounts], spared_touched: usize) -> Vec<String> {
+    let mut broken = Vec::new();
+    for p in phases {
+        if p.other > 0 {
+            broken.push(format!(
+                "{}: {} requests failed for another reason: {}",
+                p.name,
+                p.other,
+                p.reasons.join("; ")
+            ));
+        }
+        if p.name != KILL && p.in_flight_to_killed > 0 {
+            broken.push(format!("{}: {} requests were in flight to a kill", p.name, p.in_flight_to_killed));
+        }
+        if p.name != PUSH && p.by_bad_version > 0 {
+            broken.push(format!("{}: {} answers came from the bad version", p.name, p.by_bad_version));
+        }
+    }
+    if spared_touched > 0 {
+        broken.push(format!("{spared_touched} instances of quiet-web are not those of the beginning"));
+    }
+    broken
+}
+
 /// Prints the closing table. What is left over is not known of a demo that is kept.
 pub(super) fn print_end(summary: &Summary, kept: bool) {
     let phase = |p: &Phase| {
@@ -83,7 +139,7 @@ fn thousands(n: u64) -> String {
     let digits = n.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);
@@ -93,6 +149,23 @@ fn thousands(n: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
+    fn counts(name: &str) -> PhaseCounts {
+        PhaseCounts { name: name.to_owned(), sent: 10, ..PhaseCounts::default() }
+    }
+
+    #[test]
+    fn only_what_is_promised_may_fail_where_it_may() {
+        let killed = PhaseCounts { failed: 1, in_flight_to_killed: 1, ..counts(KILL) };
+        let bad = PhaseCounts { failed: 3, by_bad_version: 3, ..counts(PUSH) };
+        assert_eq!(promises(&[counts(STEADY), killed.clone(), bad.clone()], 0), Vec::<String>::new());
+        let swapped = [PhaseCounts { name: PUSH.to_owned(), ..killed }, PhaseCounts { name: STEADY.to_owned(), ..bad }];
+        assert_eq!(promises(&swapped, 0).len(), 2);
+        let other = PhaseCounts { failed: 1, other: 1, reasons: vec!["502".to_owned()], ..counts(STEADY) };
+        assert_eq!(promises(&[other], 1).len(), 2);
+    }
+
     #[test]
     fn groups_digits_by_three() {
         assert_eq!(super::thousands(7), "7");

@@ -160,12 +160,42 @@ impl Watch {
         kill: &IntentId,
         heals_within: Duration,
     ) -> Result<(bool, f64), DemoError> {
-        let wanted = |(_, record): &Written| match record {
-            Record::Healed { intent, seconds, .. } if intent == kill => Some((true, *seconds)),
-            Record::NotHealed { intent, after_seconds, .. } if intent == kill => Some((false, *after_seconds)),
-            _ => None,
+        let wanted = |(_, record): &Written| {
+            if let Record::Healed { intent, seconds, .. } = record {
+                return (intent == kill).then_some((true, *seconds));
+            }
+            let Record::NotHealed { intent, after_seconds, .. } = record else { return None };
+            (intent == kill).then_some((false, *after_seconds))
         };
         let kinds = ["healed", "not_healed"];
         self.record(chapter, "the group is whole again", heals_within + RECORDED_WITHIN, &kinds, wanted).await
+    }
+}
+
+/// What a push that should serve must not come to.
+fn gone_wrong(view: &PushView) -> Option<String> {
+    let ended = view.result.as_deref().filter(|result| !matches!(*result, "succeeded" | "superseded"));
+    match ended {
+        Some(result) => Some(format!("{} {}: {}", view.group, result.replace('_', " "), view.note)),
+        None if view.phase == "stuck" || view.phase.starts_with("back") => {
+            Some(format!("{} is in phase `{}`: {}", view.group, view.phase, view.note))
+        }
+        None => None,
+    }
+}
+
+/// Whether traffic is with it.
+pub(super) fn has_flipped(view: &PushView) -> Option<Result<(), String>> {
+    match gone_wrong(view) {
+        Some(why) => Some(Err(why)),
+        None => view.flip_ms.map(|_| Ok(())),
+    }
+}
+
+/// Whether its soak has ended well, and the cluster's lock is free again.
+pub(super) fn is_serving(view: &PushView) -> Option<Result<(), String>> {
+    match gone_wrong(view) {
+        Some(why) => Some(Err(why)),
+        None => (view.ended || view.phase == "watch").then_some(Ok(())),
     }
 }

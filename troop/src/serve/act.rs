@@ -47,9 +47,15 @@ pub struct Wanted {
 pub enum Struck {
     Spared(Spared),
     /// Recorded and carried out, with this outcome.
-    Acted { intent: Intent, zone: ZoneName, outcome: Outcome },
+    Acted {
+        intent: Box<Intent>,
+        zone: ZoneName,
+        outcome: Outcome,
+    },
     /// The ledger or the random numbers could not be had; nothing was done.
-    CouldNot { why: String },
+    CouldNot {
+        why: String,
+    },
 }
 
 /// The situation of a scope as the gates want it.
@@ -86,12 +92,7 @@ fn current_policy<'a>(core: &Core, wanted: &'a Wanted) -> Reading<&'a troop_poli
 }
 
 fn about<'a>(core: &Core, wanted: &'a Wanted, now: Timestamp) -> About<'a> {
-    About {
-        team: &wanted.team,
-        draw_key: &wanted.scope.draw_key,
-        calendar_now: core.calendar.at(now),
-        day: wanted.day,
-    }
+    About { team: &wanted.team, draw_key: &wanted.scope.draw_key, calendar_now: core.calendar.at(now), day: wanted.day }
 }
 
 /// Asks every gate on a fresh look, and returns the look with the answers.
@@ -201,7 +202,7 @@ async fn record_and_act(core: &Arc<Core>, wanted: &Wanted, seen: &Look, intent: 
     if outcome.is_done() {
         cancel_entry(core, &intent).await;
     }
-    Struck::Acted { intent, zone, outcome }
+    Struck::Acted { intent: Box::new(intent), zone, outcome }
 }
 
 /// Writes the intent in one transaction with the gates' second answer.
@@ -311,12 +312,21 @@ pub async fn settle_in(tx: &mut Tx, intent: &Intent, outcome: &Outcome) -> Resul
 
 /// Writes `troop:mark` on the group, so that another ledger in front of this cloud is noticed.
 pub async fn write_mark(core: &Core, intent: &Intent, mark: &str) {
-    // A destroyed group carries no tags.
-    if matches!(intent.step, Step::Destroy { .. }) {
+    // A destroyed group carries no tags, and a registry's step may be about one that is gone.
+    if matches!(intent.step, Step::Destroy { .. }) || intent.step.is_for_registry() {
         return;
     }
     let written = core.world.mark(intent, mark).await;
+    if written.is_err() && has_lost_its_group(core, intent).await {
+        return core.trouble("mark", None);
+    }
     core.trouble("mark", written.err().map(|e| chain(&e)));
+}
+
+/// Whether the intent's group is certainly gone: entries of the registry are cancelled after the end of their group too.
+async fn has_lost_its_group(core: &Core, intent: &Intent) -> bool {
+    let inventory = core.world.inventory(&intent.region).await;
+    inventory.is_ok_and(|inventory| !inventory.groups.contains_key(intent.step.group()))
 }
 
 /// Whoever terminates cancels: the victim's registry entry goes at once. The janitor comes again to what is left.

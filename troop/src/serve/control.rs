@@ -51,7 +51,8 @@ struct Found {
 fn find(core: &Core, seen: &Look, target: &str) -> Result<Vec<Found>, ApiError> {
     let mut clusters: Vec<(&Inventory, ClusterName, Option<InstanceId>)> = Vec::new();
     for inventory in seen.inventories() {
-        let by_instance = InstanceId::new(target).ok().and_then(|id| inventory.instance(&id).map(|(g, i)| (g, i.id.clone())));
+        let by_instance =
+            InstanceId::new(target).ok().and_then(|id| inventory.instance(&id).map(|(g, i)| (g, i.id.clone())));
         if let Some((group, id)) = by_instance {
             clusters.push((inventory, group.cluster().clone(), Some(id)));
             continue;
@@ -101,7 +102,8 @@ fn find(core: &Core, seen: &Look, target: &str) -> Result<Vec<Found>, ApiError> 
     }
     let known: Vec<_> = seen.inventories().flat_map(Inventory::clusters).map(ToString::to_string).collect();
     let near = troop_policies::file::nearest(target, known.iter().map(String::as_str));
-    let hint = near.map_or_else(|| "`troop ps` lists what there is".to_owned(), |near| format!("did you mean `{near}`?"));
+    let hint =
+        near.map_or_else(|| "`troop ps` lists what there is".to_owned(), |near| format!("did you mean `{near}`?"));
     Err(error(ErrorKind::NotFound, format!("no cluster, group, instance or draw key is named `{target}`"), Some(&hint)))
 }
 
@@ -205,7 +207,9 @@ impl ControlPlane for Control {
             let (_, verdict) = act::ask(&self.0, &self.wanted(&found, purpose, None)).await;
             let plan = self.todays_plan(&found.team).await;
             let entry = |p: DayPlan| {
-                p.entries.into_iter().find(|e| e.draw_key == found.scope.draw_key && e.monkey == troop_monkeys::chaos::MONKEY)
+                p.entries
+                    .into_iter()
+                    .find(|e| e.draw_key == found.scope.draw_key && e.monkey == troop_monkeys::chaos::MONKEY)
             };
             views.push(ExplainView {
                 schema: SCHEMA,
@@ -215,7 +219,9 @@ impl ControlPlane for Control {
                 gates: gates(&verdict),
                 eligible: verdict.candidates.clone(),
                 verdict: match &verdict.result {
-                    Ok(eligible) => format!("eligible: one of {} would be hurt if a draw fell now", eligible.ids().len()),
+                    Ok(eligible) => {
+                        format!("eligible: one of {} would be hurt if a draw fell now", eligible.ids().len())
+                    }
                     Err(spared) => format!("spared ({}): {spared}", spared.gate().name()),
                 },
                 today: plan.and_then(entry),
@@ -232,7 +238,11 @@ impl ControlPlane for Control {
         let mut all = find(&self.0, &seen, &request.target)?;
         let (Some(found), None) = (all.pop(), all.pop()) else {
             let message = format!("`{}` means several scopes", request.target);
-            return Err(error(ErrorKind::Yours, message, Some("name one by its draw key, as `troop explain` shows it")));
+            return Err(error(
+                ErrorKind::Yours,
+                message,
+                Some("name one by its draw key, as `troop explain` shows it"),
+            ));
         };
         let instance = request.instance.clone().or_else(|| found.instance.clone());
         let purpose = Purpose::Demand { outside_window: request.outside_window, instance: instance.clone() };
@@ -247,22 +257,23 @@ impl ControlPlane for Control {
                 self.note_spared(&found, &spared, &actor.name).await;
                 Err(refused(&spared))
             }
-            Struck::CouldNot { why } => Err(error(ErrorKind::CouldNotAsk, why, Some("`troop status` says what is wrong"))),
+            Struck::CouldNot { why } => {
+                Err(error(ErrorKind::CouldNotAsk, why, Some("`troop status` says what is wrong")))
+            }
             Struck::Acted { intent, zone, outcome } => {
                 let (word, detail) = match &outcome {
                     troop_policies::intent::Outcome::Done { detail } => ("done", detail.clone()),
                     troop_policies::intent::Outcome::Refused { why } => ("refused", why.clone()),
                     troop_policies::intent::Outcome::Unknown { why } => ("unknown", why.clone()),
                 };
-                let victim = match &intent.step {
-                    Step::Terminate { instance, .. } => Some(instance.clone()),
-                    other => return Err(error(ErrorKind::Bug, format!("a kill became `{other}`"), None)),
+                let Step::Terminate { instance: victim, .. } = &intent.step else {
+                    return Err(error(ErrorKind::Bug, format!("a kill became `{}`", intent.step), None));
                 };
                 Ok(KillAnswer {
                     schema: SCHEMA,
                     draw_key: found.scope.draw_key,
                     eligible: Vec::new(),
-                    victim,
+                    victim: Some(victim.clone()),
                     zone: Some(zone),
                     group: Some(intent.step.group().clone()),
                     steps: vec![intent.step.to_string()],
@@ -317,18 +328,24 @@ impl ControlPlane for Control {
                         version: group.version.clone(),
                         zone: i.zone.clone(),
                         address: i.address.map(|a| format!("{a}:{}", i.port)),
-                        lifecycle: format!("{:?}", i.lifecycle).to_lowercase(),
+                        lifecycle: i.lifecycle.as_str().to_owned(),
                         registry: registry.to_owned(),
                         health,
                         traffic: traffic.to_owned(),
                         launched_at: i.launched_at,
-                        log: Some(self.0.state.cloud().join("logs").join(format!("{}.log", i.id)).display().to_string()),
+                        log: Some(
+                            self.0.state.cloud().join("logs").join(format!("{}.log", i.id)).display().to_string(),
+                        ),
                     });
                 }
             }
         }
         if let Some((region, why)) = seen.regions.iter().find_map(|(r, i, _)| i.as_ref().err().map(|why| (r, why))) {
-            return Err(error(ErrorKind::CouldNotAsk, format!("the inventory of {region} cannot be read: {why}"), None));
+            return Err(error(
+                ErrorKind::CouldNotAsk,
+                format!("the inventory of {region} cannot be read: {why}"),
+                None,
+            ));
         }
         Ok(views)
     }
@@ -389,7 +406,11 @@ impl ControlPlane for Control {
 }
 
 fn refused(spared: &troop_policies::spared::Spared) -> ApiError {
-    error(ErrorKind::Refused, format!("spared ({}): {spared}", spared.gate().name()), Some("`troop explain` shows every gate"))
+    error(
+        ErrorKind::Refused,
+        format!("spared ({}): {spared}", spared.gate().name()),
+        Some("`troop explain` shows every gate"),
+    )
 }
 
 fn planned(found: &Found, eligible: &troop_policies::gates::Eligible, instance: Option<InstanceId>) -> KillAnswer {
@@ -410,9 +431,13 @@ fn planned(found: &Found, eligible: &troop_policies::gates::Eligible, instance: 
         zone: named.as_ref().map(|(_, c)| c.zone.clone()),
         group: any.map(|(_, c)| c.group),
         victim: instance,
-        steps: vec![kill, "cancel the victim's registry entry".to_owned(), "watch until the group is whole again".to_owned()],
+        steps: vec![
+            kill,
+            "cancel the victim's registry entry".to_owned(),
+            "watch until the group is whole again".to_owned(),
+        ],
         intent: None,
         outcome: "planned".to_owned(),
-        detail: format!("asked at {}; nothing was changed", clock::real_now()),
+        detail: format!("asked at {}; nothing was changed", clock::real_now().strftime("%Y-%m-%d %H:%M:%SZ")),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use troop_ledger::LedgerError;
 use troop_monkeys::chaos::healing::{Healing, Kill, judge};
 use troop_policies::situation::UnhealedMark;
@@ -12,6 +12,9 @@ use super::core::{Core, body, event};
 use super::look::Look;
 use crate::records::{HealingBody, MARK_HEALING, MARK_UNHEALED, Record, intent_key};
 use crate::world::chain;
+
+/// How long a control plane that has just begun looks before it calls a kill not healed.
+const LATE_LOOKS_FOR: SignedDuration = SignedDuration::from_secs(15);
 
 /// Judges every watched kill by one look. Called several times a second while there are any.
 pub async fn tick(core: &Arc<Core>, seen: &Look) {
@@ -41,9 +44,14 @@ async fn look_after(core: &Core, kill: &HealingBody, seen: &Look) -> Result<(), 
     if core.is_in_hand(&kill.intent.id) {
         return Ok(());
     }
+    // A registry that has just begun lists only some of what runs: nothing is judged by it, also not late.
+    if matches!(&seen.registry, Ok(view) if view.warming) {
+        return Ok(());
+    }
     let unread = || Err("its region was not read".to_owned());
-    let inventory = seen.regions.iter().find(|(r, _, _)| *r == kill.intent.region).map_or_else(unread, |(_, i, _)| i.clone());
-    let judged = judge(Kill { group, instance, deadline: kill.deadline }, &inventory, &seen.registry, seen.at);
+    let inventory =
+        seen.regions.iter().find(|(r, _, _)| *r == kill.intent.region).map_or_else(unread, |(_, i, _)| i.clone());
+    let judged = judge(Kill { group, instance, deadline: deadline(core, kill) }, &inventory, &seen.registry, seen.at);
     let (intent, draw_key) = (kill.intent.id.clone(), intent_key(&kill.intent));
     let (group, instance) = (group.clone(), instance.clone());
     match judged {
@@ -66,7 +74,8 @@ async fn look_after(core: &Core, kill: &HealingBody, seen: &Look) -> Result<(), 
             let mut tx = core.ledger.begin().await?;
             tx.clear_mark(MARK_HEALING, intent.as_str()).await?;
             tx.set_mark(MARK_UNHEALED, &draw_key, body(&unhealed)).await?;
-            tx.append(event(&Record::NotHealed { intent, draw_key, group, instance, after_seconds, why }, None)).await?;
+            tx.append(event(&Record::NotHealed { intent, draw_key, group, instance, after_seconds, why }, None))
+                .await?;
             tx.commit().await
         }
     }
@@ -74,4 +83,13 @@ async fn look_after(core: &Core, kill: &HealingBody, seen: &Look) -> Result<(), 
 
 fn seconds_between(from: Timestamp, to: Timestamp) -> f64 {
     to.duration_since(from).as_secs_f64()
+}
+
+/// When a kill counts as not healed. A control plane that finds the time over when it begins looks for a while itself:
+/// the group may be whole, and only nobody was there to see it.
+fn deadline(core: &Core, kill: &HealingBody) -> Timestamp {
+    if kill.killed_at >= core.started_at {
+        return kill.deadline;
+    }
+    kill.deadline.max(core.started_at.checked_add(LATE_LOOKS_FOR).unwrap_or(kill.deadline))
 }

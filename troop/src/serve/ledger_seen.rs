@@ -174,10 +174,8 @@ async fn history(tx: &mut Tx, about: About<'_>) -> Result<ScopeHistory, LedgerEr
         if last_kill.is_none() && counts(&row) {
             let day = kill_day(&body, zone);
             let still_healing = row.outcome.is_none() || tx.mark(MARK_HEALING, &row.id).await?.is_some();
-            let what = match &body.intent.step {
-                Step::Terminate { instance, .. } => instance.to_string(),
-                other => other.kind().to_owned(),
-            };
+            let step = &body.intent.step;
+            let what = if let Step::Terminate { instance, .. } = step { instance.as_str() } else { step.kind() };
             let state = if still_healing { "not healed yet" } else { "healed" };
             last_kill = Some(LastKill {
                 day,

@@ -31,7 +31,10 @@ impl Look {
     pub fn seen(&self) -> Vec<InventorySeen<'_>> {
         self.regions
             .iter()
-            .map(|(_, reading, shrunk)| InventorySeen { inventory: reading.as_ref().map_err(Clone::clone), shrunk: *shrunk })
+            .map(|(_, reading, shrunk)| InventorySeen {
+                inventory: reading.as_ref().map_err(Clone::clone),
+                shrunk: *shrunk,
+            })
             .collect()
     }
 

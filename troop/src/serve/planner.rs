@@ -91,7 +91,8 @@ async fn plan_of(
     }
     let fresh: Vec<String> = joined.entries.iter().skip(old.entries.len()).map(|e| e.draw_key.clone()).collect();
     let record = Record::PlanJoined { day, team: team.policy.team.clone(), draw_keys: fresh };
-    let replaced = core.ledger.replace_plan_body(&day_text, team_name, &body(&old), &body(&joined), event(&record, None)).await;
+    let replaced =
+        core.ledger.replace_plan_body(&day_text, team_name, &body(&old), &body(&joined), event(&record, None)).await;
     match replaced {
         Ok(()) => Ok(Some(joined)),
         // Another planner joined first; its plan is read at the next tick.
@@ -101,9 +102,8 @@ async fn plan_of(
 }
 
 async fn store(core: &Core, team: &TeamPolicy, plan: &DayPlan) -> Result<DayPlan, String> {
-    let count = |verdict| {
-        u32::try_from(plan.entries.iter().filter(|e| e.verdict == verdict).count()).unwrap_or(u32::MAX)
-    };
+    let count =
+        |verdict| u32::try_from(plan.entries.iter().filter(|e| e.verdict == verdict).count()).unwrap_or(u32::MAX);
     let (chosen, spared) = (count(PlanVerdict::Chosen), count(PlanVerdict::Spared));
     let team = &team.policy.team;
     let record = Record::PlanMade { day: plan.day, team: team.clone(), chosen, spared, late: plan.late };
@@ -177,28 +177,27 @@ async fn fire_one(core: &Arc<Core>, team: &Arc<TeamPolicy>, entry: &PlanEntry) {
 
 async fn note_spared(core: &Arc<Core>, wanted: &Wanted, entry: &PlanEntry, spared: &Spared) {
     let (team, draw_key, monkey) = (entry.team.clone(), entry.draw_key.clone(), entry.monkey.clone());
-    let record = match spared {
-        Spared::Leashed { by } => {
-            let (_, verdict) = act::ask(core, wanted).await;
-            match verdict.only_leashed_by() {
-                Some(_) => Record::WouldHave {
-                    team,
-                    draw_key,
-                    monkey,
-                    day: entry.day,
-                    victim: would_be_victim(core, entry, &verdict.candidates),
-                    eligible: u32::try_from(verdict.candidates.len()).unwrap_or(u32::MAX),
-                    leashed_by: (*by).to_owned(),
-                },
-                // Leashed, and something else would have spared it too: say the something else.
-                None => {
-                    let other = verdict.answers.iter().filter_map(|a| a.result.as_ref().err());
-                    let other = other.into_iter().find(|s| !matches!(s, Spared::Leashed { .. })).unwrap_or(spared);
-                    spared_record(entry, other)
-                }
+    let record = if let Spared::Leashed { by } = spared {
+        let (_, verdict) = act::ask(core, wanted).await;
+        match verdict.only_leashed_by() {
+            Some(_) => Record::WouldHave {
+                team,
+                draw_key,
+                monkey,
+                day: entry.day,
+                victim: would_be_victim(core, entry, &verdict.candidates),
+                eligible: u32::try_from(verdict.candidates.len()).unwrap_or(u32::MAX),
+                leashed_by: (*by).to_owned(),
+            },
+            // Leashed, and something else would have spared it too: say the something else.
+            None => {
+                let mut others = verdict.answers.iter().filter_map(|a| a.result.as_ref().err());
+                let other = others.find(|s| !matches!(s, Spared::Leashed { .. })).unwrap_or(spared);
+                spared_record(entry, other)
             }
         }
-        other => spared_record(entry, other),
+    } else {
+        spared_record(entry, spared)
     };
     tracing::info!(draw_key = entry.draw_key, %spared, "spared at its minute");
     let written = core.record(&record, None).await;

@@ -195,7 +195,9 @@ mod tests {
         let folder = folder(&[("a.toml", GOOD), ("b.toml", &other), ("c.toml", "team = \"search\"\nformat = 2\n")]);
         let policies = load(folder.path());
         assert_eq!(policies.problem, None);
-        let apps = |team: &str| policies.team(&team.parse().unwrap()).unwrap().policy.apps.values().cloned().collect::<Vec<_>>();
+        let apps = |team: &str| {
+            policies.team(&team.parse().unwrap()).unwrap().policy.apps.values().cloned().collect::<Vec<_>>()
+        };
         assert!(apps("search").iter().all(|app| app.refused.as_ref().is_some_and(|why| why.contains("c.toml"))));
         assert!(apps("mail").iter().all(|app| app.refused.is_none()));
         let bad = &policies.files[2];
@@ -205,7 +207,8 @@ mod tests {
 
     #[test]
     fn an_app_that_two_files_claim_is_refused_in_both() {
-        let folder = folder(&[("a.toml", GOOD), ("b.toml", &GOOD.replace("team     = \"search\"", "team     = \"mail\""))]);
+        let folder =
+            folder(&[("a.toml", GOOD), ("b.toml", &GOOD.replace("team     = \"search\"", "team     = \"mail\""))]);
         let policies = load(folder.path());
         let refused = policies.good().flat_map(|p| p.policy.apps.values()).filter(|app| app.refused.is_some()).count();
         assert_eq!((policies.good().count(), refused), (2, 2));

@@ -50,7 +50,8 @@ fn abandoned(row: &IntentRow, now: Timestamp) -> bool {
 
 async fn resolve(core: &Arc<Core>, row: IntentRow) {
     let Ok(IntentBody { intent, .. }) = serde_json::from_value::<IntentBody>(row.body) else {
-        return core.trouble("resolver", Some(format!("intent {} cannot be read; it stays open and counts as lost", row.id)));
+        return core
+            .trouble("resolver", Some(format!("intent {} cannot be read; it stays open and counts as lost", row.id)));
     };
     // An intent of a push is settled by its push, which saves its next phase with it.
     if core.is_in_hand(&intent.id) || matches!(intent.cause, troop_policies::intent::Cause::Push { .. }) {

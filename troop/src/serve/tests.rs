@@ -25,7 +25,13 @@ fn ana() -> Actor {
 }
 
 fn kill(reason: &str) -> KillRequest {
-    KillRequest { target: "hello-web".to_owned(), instance: None, reason: reason.to_owned(), outside_window: false, plan: false }
+    KillRequest {
+        target: "hello-web".to_owned(),
+        instance: None,
+        reason: reason.to_owned(),
+        outside_window: false,
+        plan: false,
+    }
 }
 
 fn deploy(image: &str) -> DeployRequest {
@@ -91,7 +97,8 @@ async fn a_drawn_kill_is_recorded_done_cancelled_and_healed_and_happens_once() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(world.count("terminate"), 1);
-    let kinds: Vec<_> = core.ledger.events(&EventFilter::default()).await.unwrap().into_iter().map(|e| e.kind).collect();
+    let kinds: Vec<_> =
+        core.ledger.events(&EventFilter::default()).await.unwrap().into_iter().map(|e| e.kind).collect();
     let at = |kind: &str| kinds.iter().position(|k| k == kind).unwrap();
     assert!(at("intended") < at("settled") && at("settled") < at("healed"), "{kinds:?}");
     core.ledger.verify().await.unwrap();
@@ -181,7 +188,8 @@ async fn an_outcome_that_nobody_can_say_counts_as_a_kill_and_is_not_repeated() {
     resolver::tick(&core, true).await;
     resolver::tick(&core, true).await;
     assert_eq!(world.count("terminate"), 1);
-    let rows = core.ledger.intents(&IntentFilter { kind: Some("terminate".to_owned()), ..IntentFilter::default() }).await;
+    let rows =
+        core.ledger.intents(&IntentFilter { kind: Some("terminate".to_owned()), ..IntentFilter::default() }).await;
     assert_eq!(rows.unwrap()[0].outcome.as_deref(), Some("unknown"));
     let refused = Control(Arc::clone(&core)).kill(kill("again"), ana()).await.unwrap_err();
     assert!(refused.message.contains("has not healed"), "{}", refused.message);
@@ -241,7 +249,8 @@ async fn a_kill_outside_the_window_needs_to_be_said_and_is_recorded() {
     let refused = control.kill(kill("x"), ana()).await.unwrap_err();
     assert!(refused.message.starts_with("spared (window)"), "{}", refused.message);
     control.kill(KillRequest { outside_window: true, ..kill("game day") }, ana()).await.unwrap();
-    let rows = core.ledger.intents(&IntentFilter { kind: Some("terminate".to_owned()), ..IntentFilter::default() }).await;
+    let rows =
+        core.ledger.intents(&IntentFilter { kind: Some("terminate".to_owned()), ..IntentFilter::default() }).await;
     assert_eq!(rows.unwrap()[0].body["intent"]["cause"]["outside_window"], true);
 }
 
@@ -305,7 +314,10 @@ async fn going_back_first_gives_up_a_newer_push_that_has_not_flipped() {
     control.deploy(deploy("ami-0"), ana()).await.unwrap();
     until("booting", async || control.pushes().await.unwrap()[0].phase == "ready").await;
     let newest = control.rollback(RollbackRequest { plan: true, ..rollback(None) }, ana()).await.unwrap();
-    assert_eq!((newest.push, newest.effect.as_str()), (2, "cancelled, no traffic moves; `--push 1` would leave hello-web-v001 too"));
+    assert_eq!(
+        (newest.push, newest.effect.as_str()),
+        (2, "cancelled, no traffic moves; `--push 1` would leave hello-web-v001 too")
+    );
     control.rollback(rollback(Some(1)), ana()).await.unwrap();
     until("both ended", async || {
         let results: Vec<_> = control.pushes().await.unwrap().into_iter().map(|p| p.result).collect();

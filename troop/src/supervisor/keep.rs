@@ -67,7 +67,8 @@ pub(super) async fn keep(role: Role, sandbox: Arc<Mutex<Sandbox>>, logs: Arc<Pat
                 };
                 // The role sees the end of the line, should it have outlived its helper.
                 drop(line);
-                ended.map_or_else(|e| format!("it could not be waited for: {e}"), |status| format!("it ended: {status}"))
+                ended
+                    .map_or_else(|e| format!("it could not be waited for: {e}"), |status| format!("it ended: {status}"))
             }
             Err(error) => chain(&error),
         };

@@ -218,7 +218,9 @@ impl Supervisor {
             let asked = LocalCloud::new(options.state.path());
             match tokio::time::timeout(CLOUD_ENDS_WITHIN, asked.shutdown()).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(error = &error as &dyn std::error::Error, "the cloud is ended at once"),
+                Ok(Err(error)) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "the cloud is ended at once")
+                }
                 Err(_) => tracing::warn!("the cloud took too long to end and is ended at once"),
             }
         }

@@ -237,10 +237,8 @@ async fn serve(flags: Flags, connections: OwnedFd, stop: CancellationToken) -> R
             return Ok(());
         }
     };
-    let _follower = match flags.path("--calendar") {
-        Some(path) => Some(AbortOnDropHandle::new(tokio::spawn(follow(core.calendar.clone(), path)))),
-        None => None,
-    };
+    let follow = |path| AbortOnDropHandle::new(tokio::spawn(follow(core.calendar.clone(), path)));
+    let _follower = flags.path("--calendar").map(follow);
     tracing::info!(pid = std::process::id(), site = core.site.name, "the control plane serves");
     let api = router(Arc::new(Control(Arc::clone(&core))));
     // Whichever ends by itself takes the other along: half a control plane is none.

@@ -7,14 +7,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::exit::Code;
 use crate::ui;
 
 /// A signal so soon after the first is the same wish once more: timeout(1), for one, sends it to the command and to the
 /// command's group.
 const SAME_WISH: Duration = Duration::from_millis(300);
-/// What shells report for a command that SIGINT ended: 128 and its number.
-const INTERRUPTED: i32 = 130;
-
 /// Watches for SIGTERM, SIGINT and SIGHUP from now on. The first cancels the token; the second ends this process at
 /// once, and what it started ends with it.
 ///
@@ -23,11 +21,8 @@ const INTERRUPTED: i32 = 130;
 /// # Errors
 /// When the signals cannot be watched.
 pub fn on_signals() -> io::Result<CancellationToken> {
-    let mut signals = [
-        signal(SignalKind::terminate())?,
-        signal(SignalKind::interrupt())?,
-        signal(SignalKind::hangup())?,
-    ];
+    let mut signals =
+        [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?];
     let stop = CancellationToken::new();
     tokio::spawn({
         let stop = stop.clone();
@@ -39,7 +34,7 @@ pub fn on_signals() -> io::Result<CancellationToken> {
                 any(&mut signals).await;
             }
             ui::note("left at once: the sandbox and everything in it end by themselves");
-            std::process::exit(INTERRUPTED);
+            std::process::exit(i32::from(Code::LeftBehind.number()));
         }
     });
     Ok(stop)

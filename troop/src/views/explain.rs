@@ -18,7 +18,8 @@ pub fn text(view: &ExplainView) -> String {
     }
     if let Some(entry) = &view.today {
         // An entry does not say its zone; its instant in UTC is the one that cannot be misread.
-        let at = entry.at.map(|at| format!(" at {}", time::minute(at, &jiff::tz::TimeZone::UTC) + "Z")).unwrap_or_default();
+        let at =
+            entry.at.map(|at| format!(" at {}", time::minute(at, &jiff::tz::TimeZone::UTC) + "Z")).unwrap_or_default();
         let odds = entry.odds.map(|odds| format!(", odds {odds:.3}")).unwrap_or_default();
         let draw = entry.unit.map(|unit| format!(", draw {unit:.3}")).unwrap_or_default();
         let verdict = match entry.verdict {
@@ -32,7 +33,11 @@ pub fn text(view: &ExplainView) -> String {
 
 fn gate(view: &GateView) -> String {
     let answer = if view.ok { "ok" } else { "NO" };
-    if view.text.is_empty() { format!("{answer} {}", view.gate) } else { format!("{answer} {}: {}", view.gate, view.text) }
+    if view.text.is_empty() {
+        format!("{answer} {}", view.gate)
+    } else {
+        format!("{answer} {}: {}", view.gate, view.text)
+    }
 }
 
 fn wrapped(gates: &[GateView]) -> Vec<String> {

@@ -29,9 +29,8 @@ pub fn opted_in(app: &AppPolicy) -> Vec<String> {
 pub fn text(rows: &[AppRow]) -> String {
     let number = |n: Option<usize>| n.map_or_else(|| "-".to_owned(), |n| n.to_string());
     let list = |items: &[String]| if items.is_empty() { "-".to_owned() } else { items.join("; ") };
-    let row = |r: &AppRow| {
-        vec![r.app.clone(), number(r.groups), number(r.instances), list(&r.opted_in), list(&r.warnings)]
-    };
+    let row =
+        |r: &AppRow| vec![r.app.clone(), number(r.groups), number(r.instances), list(&r.opted_in), list(&r.warnings)];
     ui::table(&["APP", "GROUPS", "INSTANCES", "OPTED IN", "WARNINGS"], &rows.iter().map(row).collect::<Vec<_>>())
 }
 

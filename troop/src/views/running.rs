@@ -119,7 +119,8 @@ pub fn kill(answer: &KillAnswer) -> String {
     let zone = answer.zone.as_ref().map(|z| format!(" in {z}")).unwrap_or_default();
     if answer.outcome == "planned" {
         let ids: Vec<_> = answer.eligible.iter().map(ToString::to_string).collect();
-        let mut lines = vec![format!("{}: would kill one of {} eligible: {}", answer.draw_key, ids.len(), ids.join(" "))];
+        let mut lines =
+            vec![format!("{}: would kill one of {} eligible: {}", answer.draw_key, ids.len(), ids.join(" "))];
         if let Some(victim) = &answer.victim {
             lines = vec![format!("{}: would kill {victim}{of}{zone}", answer.draw_key)];
         }
@@ -177,7 +178,8 @@ mod tests {
 
     #[test]
     fn a_push_is_one_row() {
-        let ended = PushView { ended: true, result: Some("rolled_back".to_owned()), phase: "ended".to_owned(), ..push() };
+        let ended =
+            PushView { ended: true, result: Some("rolled_back".to_owned()), phase: "ended".to_owned(), ..push() };
         assert_eq!(
             pushes(&[push(), ended]),
             "\
@@ -196,7 +198,7 @@ PUSH  GROUP           FROM            IMAGE           BY   STARTED (UTC)        
             version: None,
             zone: "r1b".parse().unwrap(),
             address: Some("10.77.2.11:7001".to_owned()),
-            lifecycle: "inservice".to_owned(),
+            lifecycle: "in service".to_owned(),
             registry: "UP".to_owned(),
             health: "healthy".to_owned(),
             traffic: "serving".to_owned(),
@@ -206,8 +208,8 @@ PUSH  GROUP           FROM            IMAGE           BY   STARTED (UTC)        
         assert_eq!(
             instances(&[view], "2026-11-24T10:05:03Z".parse().unwrap()),
             "\
-INSTANCE  GROUP           VERSION  ZONE  ADDRESS          LIFECYCLE  REGISTRY  HEALTH   TRAFFIC  UP FOR
-i-4f21    hello-web-v001  -        r1b   10.77.2.11:7001  inservice  UP        healthy  serving  5 min 3 s"
+INSTANCE  GROUP           VERSION  ZONE  ADDRESS          LIFECYCLE   REGISTRY  HEALTH   TRAFFIC  UP FOR
+i-4f21    hello-web-v001  -        r1b   10.77.2.11:7001  in service  UP        healthy  serving  5 min 3 s"
         );
     }
 

@@ -102,12 +102,18 @@ pub fn headline(view: &StatusView, zones: &Zones, now: Timestamp) -> String {
             let since = many.iter().map(|b| b.since).min().unwrap_or(now);
             let all_heal = many.iter().all(|b| b.until.is_some());
             let until = match many.iter().filter_map(|b| b.until).max() {
-                Some(latest) if all_heal => format!("until healed, {} at the latest", time::both(latest, &TimeZone::UTC)),
+                Some(latest) if all_heal => {
+                    format!("until healed, {} at the latest", time::both(latest, &TimeZone::UTC))
+                }
                 Some(_) | None => "until cleared".to_owned(),
             };
             let who: std::collections::BTreeSet<_> = many.iter().map(|b| b.by.as_str()).collect();
             let who = who.into_iter().collect::<Vec<_>>().join(" and ");
-            format!("broken by us right now: {} things, since {}, {until}, by {who}", many.len(), time::both(since, &TimeZone::UTC))
+            format!(
+                "broken by us right now: {} things, since {}, {until}, by {who}",
+                many.len(),
+                time::both(since, &TimeZone::UTC)
+            )
         }
     }
 }
@@ -182,7 +188,10 @@ fn control_plane(live: &LiveView, now: Timestamp) -> Vec<String> {
     ];
     // Only a demo's calendar is elsewhere; a second of difference is the time between two readings.
     if now.duration_since(live.calendar).as_secs().abs() > 1 {
-        lines.push(format!("calendar: {} (a demo's; everything else is real time)", time::both(live.calendar, &TimeZone::UTC)));
+        lines.push(format!(
+            "calendar: {} (a demo's; everything else is real time)",
+            time::both(live.calendar, &TimeZone::UTC)
+        ));
     }
     lines.push(format!("registry: {}", live.registry));
     if live.policies.is_empty() {
@@ -264,14 +273,21 @@ mod tests {
 
     #[test]
     fn an_unhealed_scope_says_what_to_type() {
-        let unhealed = Broken { state: BrokenState::Unhealed, until: None, why: Some("no launch".to_owned()), ..healing() };
+        let unhealed =
+            Broken { state: BrokenState::Unhealed, until: None, why: Some("no launch".to_owned()), ..healing() };
         let view = StatusView { broken: vec![unhealed, healing()], ..nothing() };
         let now = at("2026-11-24T18:08:00Z");
         let line = headline(&view, &zones(), now);
-        assert!(line.starts_with("broken by us right now: 2 things, since Tue 2026-11-24 18:07:00 UTC, until cleared"), "{line}");
+        assert!(
+            line.starts_with("broken by us right now: 2 things, since Tue 2026-11-24 18:07:00 UTC, until cleared"),
+            "{line}"
+        );
         let rest = rest(&view, &zones(), now).join("\n");
         assert!(rest.contains("until `troop clear local/r1/hello-web --reason …`, by ana"), "{rest}");
-        assert!(rest.contains("not halted\ncontrol plane: does not run. Nothing is planned or killed meanwhile"), "{rest}");
+        assert!(
+            rest.contains("not halted\ncontrol plane: does not run. Nothing is planned or killed meanwhile"),
+            "{rest}"
+        );
     }
 
     #[test]

@@ -25,7 +25,11 @@ pub fn both(at: Timestamp, zone: &TimeZone) -> String {
 /// `13:07:04 (18:07:04Z)`.
 pub fn clock_both(at: Timestamp, zone: &TimeZone) -> String {
     let local = in_zone(at, zone, "%H:%M:%S");
-    if is_utc(zone) { format!("{local} UTC") } else { format!("{local} ({}Z)", in_zone(at, &TimeZone::UTC, "%H:%M:%S")) }
+    if is_utc(zone) {
+        format!("{local} UTC")
+    } else {
+        format!("{local} ({}Z)", in_zone(at, &TimeZone::UTC, "%H:%M:%S"))
+    }
 }
 
 /// `13:07`.

@@ -37,10 +37,10 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-pub use super::init::Clock;
 use self::health::Checks;
 use self::link::Link;
 use self::table::Shared;
+pub use super::init::Clock;
 
 /// How long requests in flight may take to finish once the worker is to stop. The supervisor waits no longer than 2 s.
 const FINISH_WITHIN: Duration = Duration::from_secs(1);
@@ -63,7 +63,9 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 pub enum BalancerError {
     #[error("could not listen on the inherited listener; it must be a TCP listener")]
     Listener(#[source] io::Error),
-    #[error("the task that talks to the cloud process ended; routes would go stale, so the worker ends: start it again")]
+    #[error(
+        "the task that talks to the cloud process ended; routes would go stale, so the worker ends: start it again"
+    )]
     Link(#[source] JoinError),
 }
 

@@ -28,9 +28,15 @@ pub(super) type Reply = Either<Full<Bytes>, Answer>;
 #[derive(Debug)]
 enum Missed {
     /// Nothing was sent, so another target may have it, whatever its method.
-    NotSent { body: Option<Incoming>, why: String, at_fault: bool },
+    NotSent {
+        body: Option<Incoming>,
+        why: String,
+        at_fault: bool,
+    },
     /// It may have arrived.
-    Lost { why: String },
+    Lost {
+        why: String,
+    },
     TimedOut,
     ClientStalled,
     ClientBrokeOff,

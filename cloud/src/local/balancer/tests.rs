@@ -35,7 +35,8 @@ async fn fifty_flips_lose_no_request_and_are_followed_once_applied() {
     let serving = |version: u64| usize::try_from(version % 2).unwrap();
     stage.push(routes(1, &targets[serving(1)])).await;
     // What is in force for sure, what was begun, and how many answers came while there was no doubt.
-    let (applied, pushed, sure) = (Arc::new(AtomicU64::new(1)), Arc::new(AtomicU64::new(1)), Arc::new(AtomicU64::new(0)));
+    let (applied, pushed, sure) =
+        (Arc::new(AtomicU64::new(1)), Arc::new(AtomicU64::new(1)), Arc::new(AtomicU64::new(0)));
     let done = Arc::new(AtomicBool::new(false));
     let mut clients = Vec::new();
     for number in 0..CLIENTS {
@@ -124,7 +125,10 @@ async fn the_host_names_the_cluster_and_the_answer_names_the_instance() {
     empty.clusters.values_mut().for_each(Vec::clear);
     stage.push(empty).await;
     let answer = client.get("api", "/").await;
-    assert_eq!((answer.status, answer.text()), (StatusCode::SERVICE_UNAVAILABLE, "no instance of `api` is in rotation\n"));
+    assert_eq!(
+        (answer.status, answer.text()),
+        (StatusCode::SERVICE_UNAVAILABLE, "no instance of `api` is in rotation\n")
+    );
     stage.stop().await;
 }
 
@@ -171,8 +175,7 @@ async fn an_address_that_refuses_or_does_not_answer_costs_no_request_and_is_pass
     let web = Instance::serve().await;
     let refuses = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let (vanished, _full) = stage::vanished().await;
-    let members =
-        [member(1, "web-v000", refuses), member(2, "web-v000", vanished), member(3, "web-v000", web.address)];
+    let members = [member(1, "web-v000", refuses), member(2, "web-v000", vanished), member(3, "web-v000", web.address)];
     stage.push(routes(1, &members)).await;
     let mut client = Client::connect(stage.address).await;
     let began = Instant::now();
@@ -209,7 +212,8 @@ async fn what_is_in_flight_to_an_old_target_is_finished_and_reported_until_then(
     let waiting = tokio::spawn(async move { slow.get(&host("web"), "/").await });
     within(old.asked(1)).await;
     stage.push(routes(2, &[member(2, "web-v001", new.address)])).await;
-    let busy = |number: u8| move |report: &stage::Report| report.in_flight.get(instance_id(number).as_str()) == Some(&1);
+    let busy =
+        |number: u8| move |report: &stage::Report| report.in_flight.get(instance_id(number).as_str()) == Some(&1);
     let report = stage.report(busy(1)).await;
     assert_eq!(report.traffic["web-v000"].in_flight, 1);
     let mut client = Client::connect(stage.address).await;

@@ -154,11 +154,6 @@ impl Upstream {
     pub(super) fn sweep(&self) {
         lock(&self.idle).retain(|idle| idle.since.elapsed() < IDLE_FOR && !idle.connection.sender.is_closed());
     }
-
-    #[cfg(test)]
-    pub(super) fn idle_count(&self) -> usize {
-        lock(&self.idle).len()
-    }
 }
 
 impl Idle {

@@ -223,12 +223,7 @@ async fn give_way(tx: &mut Tx, id: i64, push: &Push, held_by: &str) -> Result<()
 }
 
 /// The push as the oldest open request wants it, once it can be taken up; requests that cannot be are answered.
-async fn take_request(
-    tx: &mut Tx,
-    id: i64,
-    push: &Push,
-    newer: machine::Newer,
-) -> Result<Option<Push>, LedgerError> {
+async fn take_request(tx: &mut Tx, id: i64, push: &Push, newer: machine::Newer) -> Result<Option<Push>, LedgerError> {
     for row in tx.open_requests(REQUEST_ROLLBACK).await? {
         let Ok(request) = serde_json::from_value::<RollbackBody>(row.body.clone()) else { continue };
         if request.push != number(id) {

@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use troop_cloud::Image;
 use troop_deploy::machine::holds_lock;
-use troop_deploy::push::{Push, Settings};
+use troop_deploy::push::{Phase, Push, Settings};
 use troop_deploy::rollback::{Answer, ask, is_open};
 use troop_deploy::script;
 use troop_deploy::start::{self, Asked, NotStarted};
@@ -14,10 +15,8 @@ use troop_ledger::{LedgerError, PushRow, Taken};
 use troop_policies::inventory::Inventory;
 use troop_policies::{GroupName, ImageId, RegionName};
 
-use super::{LOOKED_AT, holder, key, newer, number, parse};
-use crate::api::types::{
-    Actor, ApiError, DeployAnswer, DeployRequest, ErrorKind, RollbackAnswer, RollbackRequest,
-};
+use super::{LOOKED_AT, holder, key, newer, number, number_of, parse};
+use crate::api::types::{Actor, ApiError, DeployAnswer, DeployRequest, ErrorKind, RollbackAnswer, RollbackRequest};
 use crate::clock;
 use crate::records::{REQUEST_ROLLBACK, Record, RollbackBody};
 use crate::serve::control::{SCHEMA, could_not_ask, error};
@@ -25,27 +24,75 @@ use crate::serve::core::{Core, body, event};
 use crate::serve::ledger_seen::{self, lock_name};
 use crate::serve::look::{Look, look};
 
+/// How long a new push waits for an older one's group to be destroyed: it is a matter of seconds, and nobody's choice.
+const DESTROY_WAITED_FOR: Duration = Duration::from_secs(15);
+const DESTROY_LOOKED_AT_EVERY: Duration = Duration::from_millis(250);
+
 /// Begins a push, or says what it would do.
 ///
 /// # Errors
 /// [`ApiError`]: refused by a leash, a halt, another push or another team; or something could not be asked.
 pub async fn start(core: &Arc<Core>, request: DeployRequest, actor: Actor) -> Result<DeployAnswer, ApiError> {
+    may_begin(core)?;
+    let region = one_region(&look(core).await, &request)?.0.clone();
+    let image = image(core, &region, &request.image).await?;
+    let began = clock::boot_ms();
+    loop {
+        match try_start(core, &request, &image, &actor).await {
+            Err(NotBegun::WhileDestroying(held)) => {
+                let waited = Duration::from_millis(u64::try_from(clock::boot_ms() - began).unwrap_or(u64::MAX));
+                if waited >= DESTROY_WAITED_FOR {
+                    return Err(held);
+                }
+                tokio::time::sleep(DESTROY_LOOKED_AT_EVERY).await;
+            }
+            Err(NotBegun::For(error)) => return Err(error),
+            Ok(answer) => return Ok(answer),
+        }
+    }
+}
+
+/// Leash, halt and secret: what forbids every new push.
+fn may_begin(core: &Core) -> Result<(), ApiError> {
     if core.site.leashed {
         let hint = Some("`leashed = false` in the site file, then a restart, unleashes it");
         return Err(error(ErrorKind::Refused, "leashed (site): a push would change something", hint));
     }
     if core.is_halted() {
-        return Err(error(ErrorKind::Refused, "halted: nothing new starts", Some("`troop status` says by whom and why")));
+        let hint = Some("`troop status` says by whom and why");
+        return Err(error(ErrorKind::Refused, "halted: nothing new starts", hint));
     }
-    if let Err(why) = &core.secret {
-        return Err(error(ErrorKind::Refused, why.clone(), None));
+    match &core.secret {
+        Ok(_) => Ok(()),
+        Err(why) => Err(error(ErrorKind::Refused, why.clone(), None)),
     }
+}
+
+/// Why a push was not begun.
+enum NotBegun {
+    /// The lock's holder only destroys a group that is no longer needed.
+    WhileDestroying(ApiError),
+    For(ApiError),
+}
+
+impl From<ApiError> for NotBegun {
+    fn from(error: ApiError) -> Self {
+        Self::For(error)
+    }
+}
+
+async fn try_start(
+    core: &Arc<Core>,
+    request: &DeployRequest,
+    image: &Image,
+    actor: &Actor,
+) -> Result<DeployAnswer, NotBegun> {
+    may_begin(core)?;
     let seen = look(core).await;
-    let (region, inventory) = one_region(&seen, &request)?;
-    let image = image(core, region, &request.image).await?;
+    let (_, inventory) = one_region(&seen, request)?;
     let mut tx = core.ledger.begin().await.map_err(|e| could_not_ask(&e))?;
-    if let Some(why) = foreign_mark(&mut tx, inventory, &request).await.map_err(|e| could_not_ask(&e))? {
-        return Err(error(ErrorKind::Refused, why, Some("`troop ledger adopt --reason …` ends this")));
+    if let Some(why) = foreign_mark(&mut tx, inventory, request).await.map_err(|e| could_not_ask(&e))? {
+        return Err(error(ErrorKind::Refused, why, Some("`troop ledger adopt --reason …` ends this")).into());
     }
     let lock = lock_name(inventory, &request.cluster);
     let rows = tx.pushes_of(&lock, LOOKED_AT).await.map_err(|e| could_not_ask(&e))?;
@@ -72,8 +119,10 @@ pub async fn start(core: &Arc<Core>, request: DeployRequest, actor: Actor) -> Re
     let held = tx.locks().await.map_err(|e| could_not_ask(&e))?.into_iter().find(|row| row.name == lock);
     if let Some(held) = held {
         let message = format!("{} holds `{}`: one changing operation at a time", held.holder, request.cluster);
-        let hint = format!("`troop pushes {}` shows it; `troop rollback {}` gives it up", request.cluster, request.cluster);
-        return Err(error(ErrorKind::Refused, message, Some(&hint)));
+        let hint =
+            format!("`troop pushes {}` shows it; `troop rollback {}` gives it up", request.cluster, request.cluster);
+        let refused = error(ErrorKind::Refused, message, Some(&hint));
+        return Err(if destroys(&held.holder, &rows) { NotBegun::WhileDestroying(refused) } else { refused.into() });
     }
     let number = if request.plan { None } else { Some(begin(tx, &push).await.map_err(|e| could_not_ask(&e))?) };
     Ok(DeployAnswer {
@@ -86,6 +135,13 @@ pub async fn start(core: &Arc<Core>, request: DeployRequest, actor: Actor) -> Re
         size: push.size,
         steps,
     })
+}
+
+/// Whether the lock's holder is a push that is over but for a group that goes.
+fn destroys(holder: &str, rows: &[PushRow]) -> bool {
+    let row = number_of(holder).and_then(|id| rows.iter().find(|row| row.id == id));
+    let push = row.and_then(|row| parse(row).ok());
+    push.is_some_and(|push| matches!(push.phase, Phase::Destroy | Phase::Reap))
 }
 
 /// Saves the push and takes the cluster's lock, in the transaction that found it free.
@@ -132,13 +188,19 @@ fn one_region<'a>(seen: &'a Look, request: &DeployRequest) -> Result<(&'a Region
 async fn image(core: &Core, region: &RegionName, text: &str) -> Result<Image, ApiError> {
     if text.contains('/') || Path::new(text).exists() {
         return core.world.import_image(Path::new(text)).await.map_err(|e| {
-            error(ErrorKind::Yours, crate::world::chain(&e), Some("an image is a directory or tarball with a troop-image.toml"))
+            error(
+                ErrorKind::Yours,
+                crate::world::chain(&e),
+                Some("an image is a directory or tarball with a troop-image.toml"),
+            )
         });
     }
     let id = ImageId::new(text).map_err(|e| error(ErrorKind::Yours, e.to_string(), None))?;
     let images = core.world.images(region).await.map_err(|e| could_not_ask(&e))?;
     let found = images.into_iter().find(|image| image.id == id);
-    found.ok_or_else(|| error(ErrorKind::NotFound, format!("there is no image `{id}`"), Some("`troop images` lists them")))
+    found.ok_or_else(|| {
+        error(ErrorKind::NotFound, format!("there is no image `{id}`"), Some("`troop images` lists them"))
+    })
 }
 
 /// Why this ledger is not the one that last changed the cluster.
@@ -160,8 +222,12 @@ fn spoken_of(rows: &[PushRow]) -> BTreeSet<GroupName> {
 
 fn not_started(why: &NotStarted) -> ApiError {
     let (kind, hint) = match why {
-        NotStarted::NeedsTeam { .. } => (ErrorKind::Yours, Some("say it with `--team T`: its policy may then opt it in")),
-        NotStarted::OtherTeam { .. } => (ErrorKind::Refused, Some("only the team in the tag `troop:team` deploys here")),
+        NotStarted::NeedsTeam { .. } => {
+            (ErrorKind::Yours, Some("say it with `--team T`: its policy may then opt it in"))
+        }
+        NotStarted::OtherTeam { .. } => {
+            (ErrorKind::Refused, Some("only the team in the tag `troop:team` deploys here"))
+        }
         NotStarted::TooSmall { .. } => (ErrorKind::Yours, Some("leave `--size` out for as many as serve now")),
         NotStarted::Several { .. } => (ErrorKind::Refused, Some("`troop ps` shows both")),
         NotStarted::TooFewZones { .. } | NotStarted::NoName { .. } => (ErrorKind::Refused, None),
@@ -184,19 +250,27 @@ pub async fn rollback(core: &Arc<Core>, request: RollbackRequest, actor: Actor) 
     let inventory = seen.inventories().find(|inventory| inventory.region == push.region);
     let effect = match ask(&push, newer(id, &rows), &request.reason, clock::real_now()) {
         Answer::Cannot { why } => {
-            return Err(error(ErrorKind::Refused, format!("push {id} cannot be rolled back: {why}"), Some("`troop pushes` lists them")));
+            return Err(error(
+                ErrorKind::Refused,
+                format!("push {id} cannot be rolled back: {why}"),
+                Some("`troop pushes` lists them"),
+            ));
         }
         Answer::Already { what } => what,
         Answer::GoesBack(_) => {
             let old = push.previous_group().map_or_else(|| "nothing".to_owned(), ToString::to_string);
-            if let Some(inventory) = inventory.filter(|i| push.previous_group().is_some_and(|g| !i.groups.contains_key(g))) {
+            if let Some(inventory) =
+                inventory.filter(|i| push.previous_group().is_some_and(|g| !i.groups.contains_key(g)))
+            {
                 let message = format!("push {id} cannot be rolled back: {old} is gone from {}", inventory.region);
                 return Err(error(ErrorKind::Refused, message, Some("deploy the older image instead")));
             }
             format!("traffic goes back to {old}")
         }
         Answer::Cancelled(_) => cancelled(id, &rows),
-        Answer::Later => "as soon as the step in flight has its outcome: back if it has flipped, given up if not".to_owned(),
+        Answer::Later => {
+            "as soon as the step in flight has its outcome: back if it has flipped, given up if not".to_owned()
+        }
     };
     let steps = inventory.map(|inventory| script::planned_back(&push, inventory)).unwrap_or_default();
     if !request.plan {
@@ -232,8 +306,14 @@ fn wanted(rows: &[PushRow], request: &RollbackRequest) -> Result<(i64, Push), Ap
     }
     let hint = Some("`troop pushes` lists them");
     match request.push {
-        Some(wanted) => Err(error(ErrorKind::NotFound, format!("`{cluster}` has no push {wanted} that could go back"), hint)),
-        None => Err(error(ErrorKind::Refused, format!("no push of `{cluster}` can be rolled back: none is under way or watched"), hint)),
+        Some(wanted) => {
+            Err(error(ErrorKind::NotFound, format!("`{cluster}` has no push {wanted} that could go back"), hint))
+        }
+        None => Err(error(
+            ErrorKind::Refused,
+            format!("no push of `{cluster}` can be rolled back: none is under way or watched"),
+            hint,
+        )),
     }
 }
 
@@ -243,7 +323,8 @@ fn cancelled(id: i64, rows: &[PushRow]) -> String {
         let push = parse(row).ok()?;
         (is_open(&push) && push.previous.is_some() && !holds_lock(push.phase)).then_some((row.id, push))
     });
-    let also = older.map(|(older, push)| format!("; `--push {older}` would leave {} too", push.group())).unwrap_or_default();
+    let also =
+        older.map(|(older, push)| format!("; `--push {older}` would leave {} too", push.group())).unwrap_or_default();
     format!("cancelled, no traffic moves{also}")
 }
 

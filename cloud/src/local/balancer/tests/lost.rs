@@ -43,8 +43,7 @@ async fn an_instance_that_closes_after_it_was_asked_fails_the_request_and_nobody
     stage.push(routes(1, &[bad, member(2, "web-v000", other.address)])).await;
     let mut client = Client::connect(stage.address).await;
     let web = host("web");
-    let (answer, ()) =
-        tokio::join!(client.get(&web, "/"), async { drop(take(&listener, b"").await) });
+    let (answer, ()) = tokio::join!(client.get(&web, "/"), async { drop(take(&listener, b"").await) });
     assert_eq!((answer.status, answer.header("x-troop-failure")), (StatusCode::BAD_GATEWAY, "in_flight"));
     assert_eq!(answer.header("x-troop-group"), "web-v000");
     assert_eq!(answer.header("x-troop-instance"), instance_id(1).as_str());

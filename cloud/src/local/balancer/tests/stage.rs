@@ -169,7 +169,9 @@ impl Stage {
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
         within(async {
-            while !answer.windows(4).any(|four| four == b"\r\n\r\n") && stream.read_buf(&mut answer).await.unwrap() > 0 {}
+            while !answer.windows(4).any(|four| four == b"\r\n\r\n") && stream.read_buf(&mut answer).await.unwrap() > 0
+            {
+            }
         })
         .await;
         String::from_utf8(answer).unwrap()
@@ -247,7 +249,8 @@ impl Client {
     pub(super) async fn echo(&mut self, method: Method, host: &str, body: Bytes) -> (StatusCode, Bytes) {
         const PIECE: usize = 200_000;
         let (give, pieces) = mpsc::channel::<Bytes>(1);
-        let pieces = futures::stream::unfold(pieces, |mut pieces| async move { pieces.recv().await.map(|p| (p, pieces)) });
+        let pieces =
+            futures::stream::unfold(pieces, |mut pieces| async move { pieces.recv().await.map(|p| (p, pieces)) });
         let stream = StreamBody::new(pieces.map(|piece| Ok(Frame::data(piece)))).boxed_unsync();
         let request = Request::builder().method(method).uri("/echo").header("host", host);
         let request = request.header("transfer-encoding", "chunked").body(stream).unwrap();
