@@ -1,7 +1,7 @@
 //! Push and roll back: one deployment of one cluster as a saved state machine.
 //!
 //! Pure. [`start`] makes a [`push::Push`] from what is asked and seen; [`machine::next`] says, for one look at the world,
-//! the one thing to do now; [`machine::settled`] takes the outcome in. The caller saves the push with every intent and
+//! the one thing to do now; [`outcome::settled`] takes the outcome in. The caller saves the push with every intent and
 //! every outcome, so that a crash anywhere resumes where it was. [`ready`] holds the checks of "ready" (invariant I4),
 //! [`judge`] the verdict of soak and watch.
 //!
@@ -9,6 +9,7 @@
 
 pub mod judge;
 pub mod machine;
+pub mod outcome;
 pub mod push;
 pub mod ready;
 pub mod rollback;

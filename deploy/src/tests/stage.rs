@@ -18,6 +18,7 @@ use troop_policies::{guard, inventory};
 
 use crate::judge::Memory;
 use crate::machine::{self, Move, Newer, Seen};
+use crate::outcome;
 use crate::push::{Phase, Push, Settings};
 use crate::start::{Asked, start};
 
@@ -307,7 +308,7 @@ impl Driver {
             // What became of a lost answer is asked, never done again.
             let seen = crate::script::effect_seen(&intent.step, &world.inventory).unwrap_or(true);
             let outcome = if seen { Outcome::done("seen") } else { Outcome::refused("not seen") };
-            self.push = machine::settled(&self.push, &outcome, Duration::from_millis(5), world.now);
+            self.push = outcome::settled(&self.push, &outcome, Duration::from_millis(5), world.now);
         }
         // The saved form is what a restarted control plane would go on from.
         let saved = serde_json::to_string(&self.push).unwrap();
@@ -325,7 +326,7 @@ impl Driver {
             };
             self.push.in_flight = Some(intent);
             let outcome = world.perform(&act.step);
-            self.push = machine::settled(&self.push, &outcome, Duration::from_millis(5), world.now);
+            self.push = outcome::settled(&self.push, &outcome, Duration::from_millis(5), world.now);
         } else {
             world.tick();
         }

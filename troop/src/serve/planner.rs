@@ -6,6 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use jiff::civil::Date;
 use troop_ledger::LedgerError;
+use troop_policies::draw::DayKey;
 use troop_policies::gates::{Purpose, Scope};
 use troop_policies::inventory::Inventory;
 use troop_policies::plan::{DayPlan, PLAN_SCHEMA, PlanEntry, PlanVerdict};
@@ -69,18 +70,17 @@ async fn plan_of(
     if !readable {
         return Ok(stored_plan);
     }
-    let scopes = scopes(core, team, day, &inventories).await.map_err(|e| chain(&e))?;
     let day_key = secret.day_key(day, &team.policy.team);
-    let input = PlanInput {
-        policy: &team.policy,
-        calendar: &team.calendar,
-        day,
-        day_key: &day_key,
-        now,
-        site_leashed: core.site.leashed,
-        halted: core.is_halted(),
-        scopes: &scopes,
+    let mut scopes = plan::scopes_of(&team.policy, &inventories);
+    // What stands never changes, so that without a new scope or monkey nothing more of the ledger is asked.
+    let is_whole = |old: &DayPlan, scopes: &[ScopeSeen]| {
+        plan::join(old, &input(core, team, day, &day_key, now, scopes)).entries.len() == old.entries.len()
     };
+    if let Some(old) = stored_plan.as_ref().filter(|old| is_whole(old, &scopes)) {
+        return Ok(Some(old.clone()));
+    }
+    remember(core, team, day, &mut scopes).await.map_err(|e| chain(&e))?;
+    let input = input(core, team, day, &day_key, now, &scopes);
     let Some(old) = stored_plan else {
         let plan = plan::plan_day(&input);
         return store(core, team, &plan).await.map(Some);
@@ -119,26 +119,40 @@ async fn store(core: &Core, team: &TeamPolicy, plan: &DayPlan) -> Result<DayPlan
     serde_json::from_value(stored.body).map_err(|e| format!("the stored plan of {day} cannot be read: {e}"))
 }
 
-/// The team's scopes with what the ledger knows of each.
-async fn scopes(
+fn input<'a>(
     core: &Core,
-    team: &TeamPolicy,
+    team: &'a TeamPolicy,
     day: Date,
-    inventories: &[Inventory],
-) -> Result<Vec<ScopeSeen>, LedgerError> {
-    let mut scopes = plan::scopes_of(&team.policy, inventories);
+    day_key: &'a DayKey,
+    now: Timestamp,
+    scopes: &'a [ScopeSeen],
+) -> PlanInput<'a> {
+    PlanInput {
+        policy: &team.policy,
+        calendar: &team.calendar,
+        day,
+        day_key,
+        now,
+        site_leashed: core.site.leashed,
+        halted: core.is_halted(),
+        scopes,
+    }
+}
+
+/// Adds what the ledger knows of each scope.
+async fn remember(core: &Core, team: &TeamPolicy, day: Date, scopes: &mut [ScopeSeen]) -> Result<(), LedgerError> {
     if scopes.is_empty() {
-        return Ok(scopes);
+        return Ok(());
     }
     let mut tx = core.ledger.begin().await?;
-    for scope in &mut scopes {
+    for scope in scopes {
         let about = About { team, draw_key: &scope.draw_key, calendar_now: core.calendar_now(), day };
         let known = ledger_seen::read(&mut tx, about, std::iter::empty()).await?;
         // A kill of this very day came after the plan, or would have: it does not unmake what was drawn.
         scope.last_kill_day = known.history.last_kill.map(|kill| kill.day);
         scope.unhealed = known.history.unhealed.map(|mark| mark.why);
     }
-    Ok(scopes)
+    Ok(())
 }
 
 /// Starts what has come due. Each entry once: what is spared at its minute stays spared.

@@ -8,6 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use troop_cloud::Traffic;
 use troop_deploy::judge::Memory;
 use troop_deploy::machine::{self, Act, Move, Right, Seen, holds_lock};
+use troop_deploy::outcome;
 use troop_deploy::push::{Phase, Push};
 use troop_deploy::rollback::{Answer, ask};
 use troop_deploy::script;
@@ -312,7 +313,7 @@ async fn settle(
     outcome: &Outcome,
     took: Duration,
 ) -> Result<(), LedgerError> {
-    let next = machine::settled(push, outcome, took, clock::real_now());
+    let next = outcome::settled(push, outcome, took, clock::real_now());
     let mut tx = core.ledger.begin().await?;
     let Some(row) = tx.push(id).await?.filter(|row| row.version == version) else {
         return Err(LedgerError::Conflict { what: format!("push {id} was moved on by somebody else") });

@@ -7,6 +7,7 @@
 mod drive;
 mod request;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
@@ -79,30 +80,32 @@ pub async fn views(core: &Arc<Core>) -> Result<Vec<PushView>, ApiError> {
 
 /// Drives every push that has not ended, each in a task of its own. Never returns.
 pub async fn drive_all(core: Arc<Core>) {
-    let mut driven = std::collections::BTreeSet::new();
-    let mut tasks: JoinSet<i64> = JoinSet::new();
+    let mut tasks: JoinSet<()> = JoinSet::new();
+    let mut driven: BTreeMap<i64, tokio::task::Id> = BTreeMap::new();
     let mut every = tokio::time::interval(LOOK_EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = every.tick() => {}
-            Some(ended) = tasks.join_next() => {
-                if let Ok(id) = ended {
-                    driven.remove(&id);
-                }
+            Some(ended) = tasks.join_next_with_id() => {
+                let task = match &ended {
+                    Ok((task, ())) => *task,
+                    Err(e) => {
+                        tracing::error!(error = %e, "the driver of a push ended abnormally; another one takes over");
+                        e.id()
+                    }
+                };
+                driven.retain(|_, of| *of != task);
                 continue;
             }
         }
         let open: Result<Vec<PushRow>, LedgerError> = core.ledger.open_pushes().await;
         core.trouble("pushes", open.as_ref().err().map(|e| chain(e)));
         for row in open.unwrap_or_default() {
-            if driven.insert(row.id) {
+            driven.entry(row.id).or_insert_with(|| {
                 let core = Arc::clone(&core);
-                tasks.spawn(async move {
-                    drive::drive(&core, row.id).await;
-                    row.id
-                });
-            }
+                tasks.spawn(async move { drive::drive(&core, row.id).await }).id()
+            });
         }
     }
 }
