@@ -140,6 +140,7 @@ pub(crate) fn situation<'a>(policy: &'a Policy, inventory: &'a Inventory, regist
         now: now(),
         policy: Ok(policy),
         site_leashed: Ok(false),
+        site_hold_while: Vec::new(),
         site_caps: SiteCaps::default(),
         halt: Ok(None),
         clock: Ok(()),

@@ -159,7 +159,7 @@ pub fn ask(situation: &Situation<'_>, scope: &Scope, purpose: &Purpose) -> Verdi
             Gate::Clock => situation.clock.clone().map(|()| "agrees".to_owned()).map_err(|why| Spared::Clock { why }),
             Gate::Ledger => seen.clone().and_then(|seen| ledger_gate(seen, &clusters)),
             Gate::Inventory => inventory_gate(situation),
-            Gate::Hold => app.clone().and_then(|(_, app)| hold_gate(app)),
+            Gate::Hold => app.clone().and_then(|(_, app)| hold_gate(situation, app)),
             Gate::Window => window_gate(situation, purpose),
             Gate::Push => seen.clone().and_then(|seen| {
                 let during = chaos.as_ref().is_ok_and(|c| c.during_push);
@@ -337,11 +337,12 @@ fn inventory_gate(situation: &Situation<'_>) -> Result<String, Spared> {
     Ok(format!("{instances} instances, fresh"))
 }
 
-fn hold_gate(app: &AppPolicy) -> Result<String, Spared> {
-    if app.hold_while.is_empty() {
+fn hold_gate(situation: &Situation<'_>, app: &AppPolicy) -> Result<String, Spared> {
+    let signals: Vec<&str> = situation.site_hold_while.iter().chain(&app.hold_while).map(String::as_str).collect();
+    if signals.is_empty() {
         return Ok("no hold signal".to_owned());
     }
-    Err(Spared::HoldNotAsked { signals: app.hold_while.join(", ") })
+    Err(Spared::HoldNotAsked { signals: signals.join(", ") })
 }
 
 fn window_gate(situation: &Situation<'_>, purpose: &Purpose) -> Result<String, Spared> {

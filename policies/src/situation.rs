@@ -22,6 +22,8 @@ pub struct Situation<'a> {
     pub policy: Reading<&'a Policy>,
     pub site_leashed: Reading<bool>,
     pub site_caps: SiteCaps,
+    /// Hold signals of the whole site, beside those of the app.
+    pub site_hold_while: Vec<String>,
     pub halt: Reading<Option<Halted>>,
     pub clock: Reading<()>,
     pub inventories: Vec<InventorySeen<'a>>,

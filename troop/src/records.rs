@@ -130,6 +130,12 @@ pub enum Record {
     ClockJumped {
         by_ms: i64,
     },
+    /// Marks of another ledger, accepted by a person: `GROUP MARK`.
+    Adopted {
+        who: String,
+        why: String,
+        marks: Vec<String>,
+    },
 }
 
 impl Record {
@@ -155,6 +161,7 @@ impl Record {
             Self::RollbackRequested { .. } => "rollback_requested",
             Self::SmallerInventoryAccepted { .. } => "smaller_inventory_accepted",
             Self::ClockJumped { .. } => "clock_jumped",
+            Self::Adopted { .. } => "adopted",
         }
     }
 
@@ -179,7 +186,8 @@ impl Record {
             | Self::PolicyTaken { .. }
             | Self::PolicyBad { .. }
             | Self::SmallerInventoryAccepted { .. }
-            | Self::ClockJumped { .. } => None,
+            | Self::ClockJumped { .. }
+            | Self::Adopted { .. } => None,
         }
     }
 
@@ -203,7 +211,8 @@ impl Record {
             | Self::PushEnded { .. }
             | Self::RollbackRequested { .. }
             | Self::SmallerInventoryAccepted { .. }
-            | Self::ClockJumped { .. } => None,
+            | Self::ClockJumped { .. }
+            | Self::Adopted { .. } => None,
         }
     }
 }
@@ -231,6 +240,8 @@ pub struct HealingBody {
 }
 
 pub const MARK_HEALING: &str = "healing";
+/// Mark keyed by the text of another ledger's mark on a group, which a person has accepted; body: null.
+pub const MARK_ADOPTED: &str = "adopted";
 /// Mark keyed by draw key, body [`troop_policies::situation::UnhealedMark`].
 pub const MARK_UNHEALED: &str = "unhealed";
 /// Request rows of kind `rollback`, keyed by cluster, body [`RollbackBody`].

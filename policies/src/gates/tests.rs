@@ -312,6 +312,15 @@ fn outside_the_window_only_on_demand_and_when_asked_for() {
 }
 
 #[test]
+fn a_hold_signal_of_the_site_spares_every_app() {
+    let world = world();
+    let mut situation = world.situation();
+    situation.site_hold_while.push("alertmanager:severity=page".to_owned());
+    let verdict = ask(&situation, &scope(), &Purpose::Drawn);
+    assert!(matches!(&verdict.result, Err(Spared::HoldNotAsked { signals }) if signals.contains("severity=page")));
+}
+
+#[test]
 fn hold_signals_and_policies_without_the_monkey_spare() {
     let mut held = world();
     held.policy.apps.values_mut().next().unwrap().hold_while.push("alertmanager:x=y".to_owned());

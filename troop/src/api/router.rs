@@ -12,8 +12,8 @@ use http::request::Parts;
 use serde::{Deserialize, Serialize};
 
 use super::types::{
-    Actor, ApiError, ControlPlane, DeployAnswer, DeployRequest, ErrorKind, ExplainView, ImageView, InstanceView,
-    KillAnswer, KillRequest, LiveView, PushView, RollbackAnswer, RollbackRequest,
+    Actor, AdoptedMark, ApiError, ControlPlane, DeployAnswer, DeployRequest, ErrorKind, ExplainView, ImageView,
+    InstanceView, KillAnswer, KillRequest, LiveView, PushView, RollbackAnswer, RollbackRequest,
 };
 use troop_policies::plan::DayPlan;
 
@@ -49,6 +49,13 @@ pub struct DoneAnswer {
     pub schema: u32,
 }
 
+/// What `POST adopt` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdoptAnswer {
+    pub schema: u32,
+    pub adopted: Vec<AdoptedMark>,
+}
+
 const DONE: Json<DoneAnswer> = Json(DoneAnswer { schema: 1 });
 
 type Control = State<Arc<dyn ControlPlane>>;
@@ -70,6 +77,7 @@ pub fn router(control: Arc<dyn ControlPlane>) -> Router {
         .route("/halt", post(halt))
         .route("/resume", post(resume))
         .route("/clear", post(clear))
+        .route("/adopt", post(adopt))
         .method_not_allowed_fallback(async || yours("this path takes another method"));
     Router::new()
         .nest("/api/v1", api)
@@ -186,6 +194,11 @@ async fn clear(State(control): Control, Who(actor): Who, body: Body<ClearRequest
     control.clear(draw_key, reason, actor).await.map(|()| DONE)
 }
 
+async fn adopt(State(control): Control, Who(actor): Who, body: Body<WhyRequest>) -> Answer<AdoptAnswer> {
+    let adopted = control.adopt(take(body)?.reason, actor).await?;
+    Ok(Json(AdoptAnswer { schema: 1, adopted }))
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use std::sync::Mutex;
@@ -261,6 +274,9 @@ pub(crate) mod tests {
         }
         async fn resume(&self, _: String, _: Actor) -> Result<(), ApiError> {
             Ok(())
+        }
+        async fn adopt(&self, _: String, _: Actor) -> Result<Vec<AdoptedMark>, ApiError> {
+            Ok(Vec::new())
         }
         async fn clear(&self, draw_key: String, why: String, _: Actor) -> Result<(), ApiError> {
             self.note(format!("clear {draw_key} {why}"));

@@ -209,6 +209,13 @@ pub struct PolicyView {
     pub problem: Option<String>,
 }
 
+/// A mark of another ledger that was accepted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdoptedMark {
+    pub group: GroupName,
+    pub mark: String,
+}
+
 /// What the API asks of the control plane. The router turns HTTP into these calls and nothing else.
 #[async_trait]
 pub trait ControlPlane: Send + Sync {
@@ -227,4 +234,6 @@ pub trait ControlPlane: Send + Sync {
     async fn halt(&self, why: String, actor: Actor) -> Result<(), ApiError>;
     async fn resume(&self, why: String, actor: Actor) -> Result<(), ApiError>;
     async fn clear(&self, draw_key: String, why: String, actor: Actor) -> Result<(), ApiError>;
+    /// Accepts the marks that this ledger does not hold, and says which.
+    async fn adopt(&self, why: String, actor: Actor) -> Result<Vec<AdoptedMark>, ApiError>;
 }

@@ -15,7 +15,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ("Look", &["status", "ps", "logs", "curl", "images"]),
     ("Deploy", &["deploy", "rollback", "pushes"]),
     ("Policies, plans and what came of them", &["policy", "forecast", "plan", "explain", "history"]),
-    ("Safety", &["kill", "halt", "resume", "clear"]),
+    ("Safety", &["kill", "halt", "resume", "clear", "ledger"]),
 ];
 
 const EXIT_CODES: &str = "\

@@ -15,6 +15,7 @@ mod halt;
 mod help;
 mod history;
 mod kill;
+mod ledger;
 mod list;
 mod logs;
 mod plan;
@@ -73,6 +74,8 @@ enum Command {
     Halt(halt::HaltArgs),
     Resume(halt::ResumeArgs),
     Clear(halt::ClearArgs),
+    #[command(subcommand)]
+    Ledger(ledger::LedgerCommand),
 }
 
 /// Run the control plane of real clouds
@@ -124,6 +127,7 @@ fn run(cli: Cli) -> Result<Code, CliError> {
         Command::Halt(args) => context::block_on(halt::halt(&cx, &args)),
         Command::Resume(args) => context::block_on(halt::resume(&cx, &args)),
         Command::Clear(args) => context::block_on(halt::clear(&cx, &args)),
+        Command::Ledger(command) => ledger::run(&cx, command),
     }
 }
 

@@ -12,7 +12,7 @@ use crate::views::history::HistoryRow;
 use crate::views::status::by;
 
 /// The kinds of events that become lines, or parts of one.
-pub(super) const KINDS: [&str; 16] = [
+pub(super) const KINDS: [&str; 17] = [
     "intended",
     "settled",
     "healed",
@@ -22,6 +22,7 @@ pub(super) const KINDS: [&str; 16] = [
     "halted",
     "resumed",
     "cleared",
+    "adopted",
     "policy_bad",
     "push_started",
     "push_moved",
@@ -139,6 +140,9 @@ impl Rows {
             Record::ClockJumped { by_ms } => {
                 let detail = format!("the wall clock was set by {:.1} s", clock_seconds(by_ms));
                 self.add("clock_jumped", event).detail = Some(detail);
+            }
+            Record::Adopted { who, why, marks } => {
+                self.words("adopted", event, who, format!("{why}: {}", marks.join(", ")));
             }
             Record::PlanMade { .. }
             | Record::PlanJoined { .. }

@@ -72,6 +72,7 @@ pub fn situation<'a>(
         policy: current_policy(core, wanted),
         site_leashed: Ok(core.site.leashed),
         site_caps: core.site.caps.clone(),
+        site_hold_while: core.site.hold_while.clone(),
         halt: core.halt(),
         clock: core.clock(),
         inventories: seen.seen(),

@@ -15,13 +15,13 @@ use super::act::{self, Struck, Wanted};
 use super::core::Core;
 use super::look::{Look, look};
 use super::policy_store::TeamPolicy;
-use super::{halt, pushes};
+use super::{halt, ledger_seen, pushes};
 use crate::api::types::{
-    Actor, ApiError, ControlPlane, DeployAnswer, DeployRequest, ErrorKind, ExplainView, GateView, ImageView,
-    InstanceView, KillAnswer, KillRequest, LiveView, PolicyView, PushView, RollbackAnswer, RollbackRequest,
+    Actor, AdoptedMark, ApiError, ControlPlane, DeployAnswer, DeployRequest, ErrorKind, ExplainView, GateView,
+    ImageView, InstanceView, KillAnswer, KillRequest, LiveView, PolicyView, PushView, RollbackAnswer, RollbackRequest,
 };
 use crate::clock;
-use crate::records::{MARK_UNHEALED, Record};
+use crate::records::{MARK_ADOPTED, MARK_UNHEALED, Record};
 use crate::supervisor::UpInfo;
 use crate::world::chain;
 
@@ -377,6 +377,44 @@ impl ControlPlane for Control {
             return Err(error(ErrorKind::Refused, "nothing is halted", None));
         }
         halt::resume(&self.0, &actor.name, &why).await.map_err(|e| could_not_ask(&e))
+    }
+
+    async fn adopt(&self, why: String, actor: Actor) -> Result<Vec<AdoptedMark>, ApiError> {
+        if why.trim().is_empty() {
+            return Err(error(ErrorKind::Yours, "adopting needs a reason", Some("--reason \"why\"")));
+        }
+        let seen = look(&self.0).await;
+        if let Some((region, why)) = seen.regions.iter().find_map(|(r, i, _)| i.as_ref().err().map(|why| (r, why))) {
+            return Err(error(
+                ErrorKind::CouldNotAsk,
+                format!("the inventory of {region} cannot be read: {why}"),
+                None,
+            ));
+        }
+        let adopted = async {
+            let mut tx = self.0.ledger.begin().await?;
+            let marks = ledger_seen::marks(&mut tx, seen.inventories()).await?;
+            let foreign: Vec<_> = marks.into_iter().filter(|(_, mark)| !mark.known).collect();
+            let adopted: Vec<_> =
+                foreign.into_iter().map(|(group, mark)| AdoptedMark { group, mark: mark.mark }).collect();
+            for mark in &adopted {
+                tx.set_mark(MARK_ADOPTED, &mark.mark, serde_json::Value::Null).await?;
+            }
+            let marks = adopted.iter().map(|a| format!("{} {}", a.group, a.mark)).collect();
+            let record = Record::Adopted { who: actor.name.clone(), why, marks };
+            if !adopted.is_empty() {
+                tx.append(super::core::event(&record, Some(&actor.name))).await?;
+                tx.commit().await?;
+            }
+            Ok::<_, troop_ledger::LedgerError>(adopted)
+        };
+        match adopted.await {
+            Ok(adopted) if adopted.is_empty() => {
+                Err(error(ErrorKind::Refused, "no group carries a mark that this ledger does not hold", None))
+            }
+            Ok(adopted) => Ok(adopted),
+            Err(e) => Err(could_not_ask(&e)),
+        }
     }
 
     async fn clear(&self, draw_key: String, why: String, actor: Actor) -> Result<(), ApiError> {

@@ -13,7 +13,7 @@ use troop_policies::step::Step;
 use troop_policies::{ClusterName, GroupName};
 
 use super::policy_store::TeamPolicy;
-use crate::records::{HealingBody, IntentBody, MARK_HEALING, MARK_UNHEALED};
+use crate::records::{HealingBody, IntentBody, MARK_ADOPTED, MARK_HEALING, MARK_UNHEALED};
 
 /// How many of a scope's newest kills are looked through for the last that counts.
 const KILLS_LOOKED_THROUGH: u32 = 50;
@@ -68,6 +68,7 @@ pub(super) async fn marks(
             Some((id, at)) => tx.event(id).await?.is_some_and(|event| mark_time(event.real_at) == mark_time(at)),
             None => false,
         };
+        let known = known || tx.mark(MARK_ADOPTED, &mark).await?.is_some();
         seen.insert(group, MarkSeen { mark, known });
     }
     Ok(seen)

@@ -239,6 +239,10 @@ async fn a_ledger_that_is_not_the_clouds_spares_and_refuses_pushes() {
     let refused = control.deploy(deploy("ami-1"), ana()).await.unwrap_err();
     assert!(refused.message.contains("carries mark"), "{}", refused.message);
     assert_eq!(world.count("terminate"), 1);
+    let adopted = control.adopt("the old host is gone".to_owned(), ana()).await.unwrap();
+    assert_eq!(adopted.len(), 1);
+    control.kill(kill("z"), ana()).await.unwrap();
+    assert_eq!(control.adopt("again".to_owned(), ana()).await.unwrap_err().kind, ErrorKind::Refused);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
