@@ -159,6 +159,11 @@ impl Phase {
         matches!(self, Self::Create | Self::Ready { .. } | Self::Flip)
     }
 
+    /// Until when it is watched, while it is.
+    pub fn watched_until(self) -> Option<Timestamp> {
+        if let Self::Watch { until } = self { Some(until) } else { None }
+    }
+
     pub fn is_going_back(self) -> bool {
         matches!(self, Self::BackEnable | Self::BackReady { .. } | Self::BackFlip | Self::BackDisable)
     }

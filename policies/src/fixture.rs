@@ -141,6 +141,7 @@ pub(crate) fn situation<'a>(policy: &'a Policy, inventory: &'a Inventory, regist
         policy: Ok(policy),
         site_leashed: Ok(false),
         site_hold_while: Vec::new(),
+        holds: BTreeMap::new(),
         site_caps: SiteCaps::default(),
         halt: Ok(None),
         clock: Ok(()),

@@ -338,11 +338,19 @@ fn inventory_gate(situation: &Situation<'_>) -> Result<String, Spared> {
 }
 
 fn hold_gate(situation: &Situation<'_>, app: &AppPolicy) -> Result<String, Spared> {
-    let signals: Vec<&str> = situation.site_hold_while.iter().chain(&app.hold_while).map(String::as_str).collect();
-    if signals.is_empty() {
-        return Ok("no hold signal".to_owned());
+    let mut quiet = 0;
+    for signal in situation.site_hold_while.iter().chain(&app.hold_while) {
+        match situation.holds.get(signal) {
+            Some(Ok(None)) => quiet += 1,
+            Some(Ok(Some(what))) => return Err(Spared::Held { signal: signal.clone(), what: what.clone() }),
+            Some(Err(why)) => return Err(Spared::HoldNotAsked { signal: signal.clone(), why: why.clone() }),
+            None => {
+                let why = "nobody has".to_owned();
+                return Err(Spared::HoldNotAsked { signal: signal.clone(), why });
+            }
+        }
     }
-    Err(Spared::HoldNotAsked { signals: signals.join(", ") })
+    if quiet == 0 { Ok("no hold signal".to_owned()) } else { Ok(format!("{quiet} hold signals are quiet")) }
 }
 
 fn window_gate(situation: &Situation<'_>, purpose: &Purpose) -> Result<String, Spared> {

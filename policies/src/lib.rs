@@ -12,6 +12,7 @@ pub mod file;
 mod fixture;
 pub mod gates;
 pub mod guard;
+pub mod hold;
 pub mod ids;
 pub mod intent;
 pub mod inventory;

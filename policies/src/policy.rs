@@ -257,6 +257,8 @@ pub struct Site {
     pub ledger: Option<PathBuf>,
     /// Where the embedded balancer listens, always on the loopback, where the file says so.
     pub balancer: Option<SocketAddr>,
+    /// The base address of the Alertmanager that hold signals mean.
+    pub alertmanager: Option<String>,
     pub hold_while: Vec<String>,
     /// Where teams are told, by name.
     pub channels: BTreeMap<String, Channel>,
@@ -275,6 +277,7 @@ impl Site {
             accounts: Vec::new(),
             ledger: None,
             balancer: None,
+            alertmanager: None,
             hold_while: Vec::new(),
             channels: BTreeMap::new(),
         }

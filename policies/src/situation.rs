@@ -24,6 +24,8 @@ pub struct Situation<'a> {
     pub site_caps: SiteCaps,
     /// Hold signals of the whole site, beside those of the app.
     pub site_hold_while: Vec<String>,
+    /// What the signals said, by their text. One that is not here was not asked, which spares.
+    pub holds: HoldsSeen,
     pub halt: Reading<Option<Halted>>,
     pub clock: Reading<()>,
     pub inventories: Vec<InventorySeen<'a>>,
@@ -31,6 +33,9 @@ pub struct Situation<'a> {
     pub window: Reading<WindowSeen>,
     pub ledger: Reading<LedgerSeen>,
 }
+
+/// For each hold signal what fires, or `None` where it is quiet.
+pub type HoldsSeen = BTreeMap<String, Reading<Option<String>>>;
 
 /// Who halted everything, when and why: the content of STATE/halt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -93,8 +93,10 @@ pub enum Spared {
         "the inventory shrank from {from} to {to} instances at once; three such reads over ten minutes make it the good one"
     )]
     Shrunk { from: usize, to: usize },
-    #[error("hold signals are set and this build cannot ask them: {signals}")]
-    HoldNotAsked { signals: String },
+    #[error("hold signal `{signal}`: {what}")]
+    Held { signal: String, what: String },
+    #[error("hold signal `{signal}` cannot be asked: {why}")]
+    HoldNotAsked { signal: String, why: String },
     #[error("{why}")]
     WindowShut { why: String, opens: Option<Timestamp> },
     #[error("{holder} holds `{cluster}`")]
@@ -145,7 +147,7 @@ impl Spared {
             Self::Clock { .. } => Gate::Clock,
             Self::ForeignMark { .. } => Gate::Ledger,
             Self::StaleInventory { .. } | Self::Shrunk { .. } => Gate::Inventory,
-            Self::HoldNotAsked { .. } => Gate::Hold,
+            Self::Held { .. } | Self::HoldNotAsked { .. } => Gate::Hold,
             Self::WindowShut { .. } => Gate::Window,
             Self::PushInFlight { .. } | Self::NotServing { .. } => Gate::Push,
             Self::TooSoon { .. } | Self::DrawnToday | Self::StillHealing { .. } | Self::Unhealed { .. } => {

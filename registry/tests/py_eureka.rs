@@ -31,7 +31,8 @@ async fn py_eureka_client_registers_renews_fetches_is_overridden_and_stops() {
     let output = tokio::time::timeout(SCRIPT_WITHIN, run).await.expect("the script hangs").unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{out}\n{err}");
-    assert!(out.ends_with("all as expected\n"), "{out}\n{err}");
+    // The client logs to standard output from a thread of its own, also after our last line.
+    assert!(out.lines().any(|line| line == "all as expected"), "{out}\n{err}");
     stop.cancel();
     server.await.unwrap().unwrap();
 }

@@ -112,7 +112,7 @@ fn entries(input: &PlanInput<'_>, known: &BTreeSet<(&str, &str)>, joined_at: Opt
         let Some(app) = input.policy.apps.get(&scope.app) else { continue };
         let is_new = |monkey: &str| !known.contains(&(scope.draw_key.as_str(), monkey));
         if let Some(chaos) = app.chaos.as_ref().filter(|_| is_new(CHAOS)) {
-            entries.push(chaos_entry(&day, scope, app, chaos));
+            entries.push(chaos_entry(&day, scope, chaos));
         }
         if let Some(latency) = app.latency.as_ref().filter(|_| is_new(LATENCY)) {
             let why = Spared::NotBuilt { monkey: LATENCY.to_owned() }.to_string();
@@ -135,9 +135,9 @@ fn drills_text(app: &AppPolicy, monkey: &str) -> String {
     format!("drills are not part of this build: {}", lines.join(", "))
 }
 
-fn chaos_entry(day: &Day<'_>, scope: &ScopeSeen, app: &AppPolicy, chaos: &ChaosPolicy) -> PlanEntry {
+fn chaos_entry(day: &Day<'_>, scope: &ScopeSeen, chaos: &ChaosPolicy) -> PlanEntry {
     let leashed = chaos.leashed;
-    if let Some(why) = spared_without_draw(day, scope, app, chaos) {
+    if let Some(why) = spared_without_draw(day, scope, chaos) {
         return PlanEntry { leashed, ..spared(day, scope, CHAOS, why) };
     }
     let odds = chaos.rate.odds();
@@ -177,7 +177,7 @@ fn chaos_entry(day: &Day<'_>, scope: &ScopeSeen, app: &AppPolicy, chaos: &ChaosP
 }
 
 /// The first reason to spare the scope before anything is drawn.
-fn spared_without_draw(day: &Day<'_>, scope: &ScopeSeen, app: &AppPolicy, chaos: &ChaosPolicy) -> Option<String> {
+fn spared_without_draw(day: &Day<'_>, scope: &ScopeSeen, chaos: &ChaosPolicy) -> Option<String> {
     if let Err(why) = &day.workday {
         return Some(format!("no workday: {why}"));
     }
@@ -186,9 +186,6 @@ fn spared_without_draw(day: &Day<'_>, scope: &ScopeSeen, app: &AppPolicy, chaos:
     }
     if let Some(why) = &scope.unhealed {
         return Some(format!("unhealed: {why}; `troop clear {} --reason …` ends this", scope.draw_key));
-    }
-    if !app.hold_while.is_empty() {
-        return Some(Spared::HoldNotAsked { signals: app.hold_while.join(", ") }.to_string());
     }
     let since = day.input.calendar.workdays_between(scope.last_kill_day?, day.input.day);
     let min = chaos.rate.min_workdays;

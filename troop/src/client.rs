@@ -10,6 +10,7 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 
 use crate::api::types::ApiError;
@@ -113,8 +114,6 @@ impl Client {
         let broken = |source| ClientError::Broken { what: what.to_owned(), source };
         let garbled = |why: String| ClientError::Garbled { what: what.to_owned(), why };
         let stream = UnixStream::connect(&self.socket).await.map_err(|e| connect_error(&self.socket, e))?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         let request = Request::builder()
             .method(method)
             .uri(format!("/api/v1/{path}"))
@@ -122,22 +121,45 @@ impl Client {
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .map_err(|e| garbled(e.to_string()))?;
-        // The connection lives as long as this exchange, so that nothing is left behind when it is given up.
-        let answer = async {
-            let (head, body) = sender.send_request(request).await.map_err(broken)?.into_parts();
-            let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|e| garbled(e.to_string()))?;
-            Ok((head.status, body.to_bytes()))
-        };
-        tokio::pin!(answer, connection);
-        tokio::select! {
-            biased;
-            answered = &mut answer => answered,
-            ended = &mut connection => match ended {
-                // The request's own side says how it went.
-                Ok(()) => answer.await,
-                Err(e) => Err(broken(e)),
-            },
-        }
+        exchange(stream, request, ANSWER_BYTES_MAX).await.map_err(|e| match e {
+            NoAnswer::Broken(source) => broken(source),
+            NoAnswer::Body(why) => garbled(why),
+        })
+    }
+}
+
+/// Why a request was not answered.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoAnswer {
+    #[error("the connection broke")]
+    Broken(#[source] hyper::Error),
+    #[error("the answer's body could not be read: {0}")]
+    Body(String),
+}
+
+/// Sends one request over a connection of its own and reads the answer whole, up to `bytes_max`.
+pub(crate) async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send,
+    request: Request<Full<Bytes>>,
+    bytes_max: usize,
+) -> Result<(StatusCode, Bytes), NoAnswer> {
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(NoAnswer::Broken)?;
+    // The connection lives as long as this exchange, so that nothing is left behind when it is given up.
+    let answer = async {
+        let (head, body) = sender.send_request(request).await.map_err(NoAnswer::Broken)?.into_parts();
+        let body = Limited::new(body, bytes_max).collect().await.map_err(|e| NoAnswer::Body(e.to_string()))?;
+        Ok((head.status, body.to_bytes()))
+    };
+    tokio::pin!(answer, connection);
+    tokio::select! {
+        biased;
+        answered = &mut answer => answered,
+        ended = &mut connection => match ended {
+            // The request's own side says how it went.
+            Ok(()) => answer.await,
+            Err(e) => Err(NoAnswer::Broken(e)),
+        },
     }
 }
 

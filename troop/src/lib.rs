@@ -11,6 +11,7 @@ pub mod demo;
 pub mod exit;
 pub mod load;
 pub mod logging;
+pub mod outside;
 pub mod records;
 pub mod sample_app;
 pub mod serve;

@@ -77,6 +77,11 @@ impl StateDir {
         self.run().join("cloud.sock")
     }
 
+    /// The supervisor's way out of the sandbox, for hold signals.
+    pub fn outside_socket(&self) -> PathBuf {
+        self.run().join("outside.sock")
+    }
+
     pub fn cloud(&self) -> PathBuf {
         self.0.join("cloud")
     }

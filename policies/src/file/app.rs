@@ -5,6 +5,7 @@ use super::diagnostic::{Findings, shown};
 use super::policy::named;
 use super::raw::RawException;
 use super::scalar::Sp;
+use crate::hold::HoldSignal;
 use crate::ids::{AccountName, BadId, RegionName};
 use crate::names::{AppName, ClusterName, GroupName};
 use crate::policy::Exception;
@@ -22,19 +23,10 @@ pub(crate) fn never_suffix(suffix: &Sp<String>, out: &mut Findings<'_>) {
     }
 }
 
-/// Checks `SOURCE:KEY=VALUE,…` and says that this build cannot ask.
-pub(crate) fn hold_while(hold: &Sp<String>, so: &str, out: &mut Findings<'_>) {
-    let word = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c));
-    let matcher = |part: &str| part.split_once('=').is_some_and(|(key, value)| word(key) && !value.is_empty());
-    match hold.get().split_once(':') {
-        Some((source, rest)) if word(source) && rest.split(',').all(matcher) => {
-            let hint = "remove it, or wait for the next build".to_owned();
-            out.warning(hold.span(), format!("this build cannot ask `{}` yet: {so}", shown(source)), Some(hint));
-        }
-        Some(_) | None => {
-            let hint = "write SOURCE:KEY=VALUE,KEY=VALUE, such as \"alertmanager:team=shop,severity=page\"".to_owned();
-            out.error(hold.span(), format!("`{}` is no signal", shown(hold.get())), Some(hint));
-        }
+/// Checks the form of a hold signal.
+pub(crate) fn hold_while(hold: &Sp<String>, out: &mut Findings<'_>) {
+    if let Err(bad) = HoldSignal::parse(hold.get()) {
+        out.error(hold.span(), format!("`{}` is no signal: {bad}", shown(hold.get())), Some(bad.hint.to_owned()));
     }
 }
 

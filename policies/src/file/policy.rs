@@ -103,7 +103,7 @@ fn one_app(
         needed(name, key, monkey, keys, around, out);
     }
     raw.never_suffixes.iter().for_each(|suffix| app::never_suffix(suffix, out));
-    raw.hold_while.iter().for_each(|hold| app::hold_while(hold, "the app is spared as a whole", out));
+    raw.hold_while.iter().for_each(|hold| app::hold_while(hold, out));
     let heals_within =
         raw.heals_within.as_ref().and_then(|d| bounded(d, "heals_within", HEALS_WITHIN_MIN, HEALS_WITHIN_MAX, out));
     AppPolicy {

@@ -102,7 +102,9 @@ pub(crate) struct RawListeners {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RawSignals {
-    /// Alerts that hold everything while they fire or cannot be asked, as `SOURCE:MATCHER`.
+    /// The base address of the site's Alertmanager, such as `http://127.0.0.1:9093`.
+    pub alertmanager: Option<Sp<String>>,
+    /// Signals that hold everything while they fire or cannot be asked: `http://HOST/PATH` or `alertmanager:KEY=VALUE,…`.
     #[serde(default)]
     #[schemars(length(max = 20), extend("uniqueItems" = true))]
     pub hold_while: Vec<Sp<String>>,

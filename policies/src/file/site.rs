@@ -12,6 +12,7 @@ use super::diagnostic::{Findings, shown};
 use super::policy::{bounded, named};
 use super::raw_site::{RawAccount, RawChannelKind, RawSite};
 use super::scalar::Sp;
+use crate::hold::parse_http;
 use crate::ids::{AccountName, BadId, RegionName, TeamName};
 use crate::policy::{Account, Channel, ChannelKind, EMBEDDED_LEASE, Site, SiteCaps};
 
@@ -45,7 +46,9 @@ pub(crate) fn site(raw: &RawSite, written: &DeTable<'_>, out: &mut Findings<'_>)
     let balancer = raw.listeners.as_ref().and_then(|l| l.get().balancer.as_ref());
     let balancer = balancer.and_then(|text| loopback(text, out));
     let signals = raw.signals.as_ref().map_or(&[][..], |s| s.get().hold_while.as_slice());
-    signals.iter().for_each(|hold| hold_while(hold, "the whole site is spared", out));
+    signals.iter().for_each(|hold| hold_while(hold, out));
+    let alertmanager = raw.signals.as_ref().and_then(|s| s.get().alertmanager.as_ref());
+    let alertmanager = alertmanager.and_then(|text| address(text, out));
     let channels = channels(raw, out);
     let path = |text: &Option<Sp<String>>| text.as_ref().map(|t| PathBuf::from(t.get()));
     Some(Site {
@@ -63,6 +66,7 @@ pub(crate) fn site(raw: &RawSite, written: &DeTable<'_>, out: &mut Findings<'_>)
         accounts,
         ledger: raw.ledger.as_ref().and_then(|l| path(&l.get().file)),
         balancer,
+        alertmanager,
         hold_while: signals.iter().map(|h| h.get().clone()).collect(),
         channels,
     })
@@ -71,6 +75,16 @@ pub(crate) fn site(raw: &RawSite, written: &DeTable<'_>, out: &mut Findings<'_>)
 /// A name of the same letters as a team's, that is no team's.
 fn plain(kind: &'static str, text: String) -> Result<String, BadId> {
     TeamName::new(text).map(String::from).map_err(|bad| BadId { kind, ..bad })
+}
+
+/// An address to ask by http.
+fn address(text: &Sp<String>, out: &mut Findings<'_>) -> Option<String> {
+    if parse_http(text.get()).is_some() {
+        return Some(text.get().clone());
+    }
+    let hint = "for example alertmanager = \"http://127.0.0.1:9093\"; this build asks by http alone".to_owned();
+    out.error(text.span(), format!("`{}` is no address", shown(text.get())), Some(hint));
+    None
 }
 
 fn accounts(raw: &[Sp<RawAccount>], out: &mut Findings<'_>) -> Vec<Account> {

@@ -312,19 +312,32 @@ fn outside_the_window_only_on_demand_and_when_asked_for() {
 }
 
 #[test]
-fn a_hold_signal_of_the_site_spares_every_app() {
-    let world = world();
-    let mut situation = world.situation();
-    situation.site_hold_while.push("alertmanager:severity=page".to_owned());
-    let verdict = ask(&situation, &scope(), &Purpose::Drawn);
-    assert!(matches!(&verdict.result, Err(Spared::HoldNotAsked { signals }) if signals.contains("severity=page")));
+fn a_hold_signal_of_site_or_app_spares_unless_it_was_asked_and_is_quiet() {
+    let signal = || "alertmanager:severity=page".to_owned();
+    let mut world = world();
+    world.policy.apps.values_mut().next().unwrap().hold_while.push("http://h/".to_owned());
+    let quiet = || BTreeMap::from([(signal(), Ok(None)), ("http://h/".to_owned(), Ok(None))]);
+    let verdict = |holds| {
+        let mut situation = world.situation();
+        situation.site_hold_while.push(signal());
+        situation.holds = holds;
+        ask(&situation, &scope(), &Purpose::Drawn)
+    };
+    assert!(verdict(quiet()).result.is_ok());
+    for name in [signal(), "http://h/".to_owned()] {
+        for bad in [None, Some(Err("away".to_owned())), Some(Ok(Some("CartsDown".to_owned())))] {
+            let mut holds = quiet();
+            match bad {
+                None => drop(holds.remove(&name)),
+                Some(reading) => drop(holds.insert(name.clone(), reading)),
+            }
+            assert_eq!(sparing(&verdict(holds)), Gate::Hold);
+        }
+    }
 }
 
 #[test]
-fn hold_signals_and_policies_without_the_monkey_spare() {
-    let mut held = world();
-    held.policy.apps.values_mut().next().unwrap().hold_while.push("alertmanager:x=y".to_owned());
-    assert_eq!(sparing(&held.ask()), Gate::Hold);
+fn policies_without_the_monkey_spare() {
     let mut no_chaos = world();
     no_chaos.policy.apps.values_mut().next().unwrap().chaos = None;
     assert_eq!(sparing(&no_chaos.ask()), Gate::Policy);

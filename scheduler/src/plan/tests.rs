@@ -106,7 +106,7 @@ fn a_kill_too_recent_spares_without_a_draw() {
 }
 
 #[test]
-fn an_unhealed_scope_and_a_hold_that_cannot_be_asked_are_spared_without_a_draw() {
+fn an_unhealed_scope_is_spared_without_a_draw_and_a_hold_is_asked_only_at_the_act() {
     let mut world = shop();
     world.scopes[1].unhealed = Some("not healed after 300 s".to_owned());
     let plan = world.early(date(2027, 3, 15));
@@ -118,9 +118,7 @@ fn an_unhealed_scope_and_a_hold_that_cannot_be_asked_are_spared_without_a_draw()
     );
     let world = super::tests::world(policy("hold_while = [\"alertmanager:team=shop\"]"), &["checkout-web-v001"]);
     let plan = world.early(date(2027, 3, 15));
-    let spared = entry(&plan, WEB, CHAOS);
-    assert_eq!((spared.odds, spared.unit), (None, None));
-    assert_eq!(spared.why, "hold signals are set and this build cannot ask them: alertmanager:team=shop");
+    assert!(entry(&plan, WEB, CHAOS).unit.is_some(), "what may hold at its minute is drawn all the same");
 }
 
 #[test]

@@ -73,6 +73,7 @@ pub fn situation<'a>(
         site_leashed: Ok(core.site.leashed),
         site_caps: core.site.caps.clone(),
         site_hold_while: core.site.hold_while.clone(),
+        holds: seen.holds.clone(),
         halt: core.halt(),
         clock: core.clock(),
         inventories: seen.seen(),
@@ -98,7 +99,11 @@ fn about<'a>(core: &Core, wanted: &'a Wanted, now: Timestamp) -> About<'a> {
 
 /// Asks every gate on a fresh look, and returns the look with the answers.
 pub async fn ask(core: &Core, wanted: &Wanted) -> (Look, Verdict) {
-    let seen = look(core).await;
+    // The signals first: they take longest, and nothing else may grow old meanwhile.
+    let app = wanted.team.policy.apps.get(&wanted.scope.app);
+    let signals = core.site.hold_while.iter().chain(app.iter().flat_map(|app| &app.hold_while));
+    let holds = core.holds.ask(signals.map(String::as_str)).await;
+    let seen = Look { holds, ..look(core).await };
     let ledger = match core.ledger.begin().await {
         Ok(mut tx) => ledger_seen::read(&mut tx, about(core, wanted, seen.at), seen.inventories()).await,
         Err(e) => Err(e),

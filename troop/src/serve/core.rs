@@ -15,8 +15,10 @@ use troop_policies::policy::Site;
 use troop_policies::situation::Halted;
 use troop_policies::{InstanceId, IntentId, RegionName};
 
+use super::holds::Holds;
 use super::policy_store::Policies;
 use crate::clock::{self, Calendar, JumpWatch};
+use crate::outside::Dial;
 use crate::records::{RECORD_VERSION, Record};
 use crate::state::{self, StateDir};
 
@@ -30,6 +32,7 @@ pub struct Core {
     pub calendar: Calendar,
     /// Absent, with the reason, when it differs from the ledger's fingerprint: then nothing is planned or done.
     pub secret: Result<SiteSecret, String>,
+    pub holds: Holds,
     pub started_at: Timestamp,
     pub jump: JumpWatch,
     pub policies: ArcSwap<Policies>,
@@ -58,12 +61,16 @@ pub struct Parts {
     pub world: Arc<dyn World>,
     pub calendar: Calendar,
     pub secret: Result<SiteSecret, String>,
+    /// How hold signals are reached.
+    pub dial: Dial,
 }
 
 impl Core {
     pub fn new(parts: Parts) -> Arc<Self> {
         let now = clock::real_now();
+        let holds = Holds { dial: parts.dial, alertmanager: parts.site.alertmanager.clone() };
         Arc::new(Self {
+            holds,
             state: parts.state,
             site: parts.site,
             policies_dir: parts.policies_dir,

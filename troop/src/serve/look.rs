@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use troop_policies::inventory::Inventory;
 use troop_policies::plausible;
 use troop_policies::registry_view::{RegistryView, Status};
-use troop_policies::situation::{InventorySeen, Reading, Shrunk};
+use troop_policies::situation::{HoldsSeen, InventorySeen, Reading, Shrunk};
 use troop_policies::{InstanceId, RegionName};
 
 use super::core::Core;
@@ -20,6 +20,8 @@ pub struct Look {
     pub at: Timestamp,
     pub regions: Vec<(RegionName, Reading<Inventory>, Option<Shrunk>)>,
     pub registry: Reading<RegistryView>,
+    /// Hold signals, where somebody has asked them for an act.
+    pub holds: HoldsSeen,
 }
 
 impl Look {
@@ -62,7 +64,7 @@ pub async fn look(core: &Core) -> Look {
     let unreadable = regions.iter().find_map(|(region, r, _)| r.as_ref().err().map(|why| format!("{region}: {why}")));
     core.trouble("inventory", unreadable);
     core.trouble("registry", registry.as_ref().err().cloned());
-    Look { at: clock::real_now(), regions, registry }
+    Look { at: clock::real_now(), regions, registry, holds: HoldsSeen::new() }
 }
 
 async fn doubt(core: &Core, region: &RegionName, inventory: &Inventory) -> Option<Shrunk> {

@@ -8,6 +8,7 @@ pub mod control;
 pub mod core;
 pub mod halt;
 pub mod healer;
+pub mod holds;
 pub mod janitor;
 pub mod ledger_seen;
 pub mod look;

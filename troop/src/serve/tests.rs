@@ -367,3 +367,32 @@ async fn a_plan_made_late_fires_nothing_that_is_past() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(world.count("terminate"), 0);
 }
+
+/// A page that says whether it is well, and what it was asked.
+async fn page(status: http::StatusCode) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let router = axum::Router::new().route("/up", axum::routing::get(async move || status));
+    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    format!("http://{address}/up")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hold_signal_is_asked_at_the_act_and_what_is_not_quiet_spares() {
+    let (home, world) = (Home::new(), Fake::new());
+    let with = |url: &str| POLICY.replace("min_serving  = 2", &format!("min_serving = 2\nhold_while = [\"{url}\"]"));
+    let (well, ill) = (page(http::StatusCode::OK).await, page(http::StatusCode::INTERNAL_SERVER_ERROR).await);
+    for (url, expected) in [(ill.as_str(), "it answered 500"), ("http://127.0.0.1:1/up", "cannot be asked")] {
+        home.write_policy(&with(url));
+        let control = Control(home.control_plane(&world, IN_WINDOW).await);
+        let refused = control.kill(kill("x"), ana()).await.unwrap_err();
+        assert!(
+            refused.message.starts_with("spared (hold)") && refused.message.contains(expected),
+            "{}",
+            refused.message
+        );
+    }
+    home.write_policy(&with(&well));
+    Control(home.control_plane(&world, IN_WINDOW).await).kill(kill("x"), ana()).await.unwrap();
+    assert_eq!(world.count("terminate"), 1);
+}

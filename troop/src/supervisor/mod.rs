@@ -128,6 +128,7 @@ pub struct Supervisor {
     sandbox: Arc<Mutex<Sandbox>>,
     balancer: TcpListener,
     control: UnixListener,
+    outside: UnixListener,
     /// Removed at the end, before STATE is given free.
     announced: Announced,
     /// Held for as long as the supervisor lives; its lock says that STATE is taken.
@@ -136,7 +137,7 @@ pub struct Supervisor {
 
 /// Files that say that a supervisor runs. A kill leaves them behind, and the next start replaces them.
 #[derive(Debug)]
-struct Announced([PathBuf; 2]);
+struct Announced([PathBuf; 3]);
 
 impl Drop for Announced {
     fn drop(&mut self) {
@@ -161,11 +162,12 @@ impl Supervisor {
         }
         state.create()?;
         let taken = take(state)?;
-        let announced = Announced([control_path.clone(), state.up_file()]);
+        let announced = Announced([control_path.clone(), state.up_file(), state.outside_socket()]);
         let balancer = bind(options.port, site.balancer)?;
         let io = |what| move |source| UpError::Io { what, source };
         let address = balancer.local_addr().map_err(io("read the listener's address"))?;
         let control = listen(&control_path).map_err(io("open the control socket"))?;
+        let outside = listen(&state.outside_socket()).map_err(io("open the socket to the outside"))?;
         let sandbox = start_sandbox(spec(&options), stop).await?;
         let info = UpInfo {
             schema: 1,
@@ -178,7 +180,7 @@ impl Supervisor {
         };
         write_whole(&options.state.up_file(), &serde_json::to_vec_pretty(&info).unwrap_or_default())?;
         let sandbox = Arc::new(Mutex::new(sandbox));
-        Ok(Self { options, info, sandbox, balancer, control, announced, taken })
+        Ok(Self { options, info, sandbox, balancer, control, outside, announced, taken })
     }
 
     /// Runs the roles until `stop`, or until the sandbox's first process ends. Everything has ended when it returns.
@@ -186,9 +188,10 @@ impl Supervisor {
     /// # Errors
     /// [`UpError::CloudEnded`].
     pub async fn run(self, stop: CancellationToken) -> Result<(), UpError> {
-        let Self { options, info: _, sandbox, balancer, control, announced, taken } = self;
+        let Self { options, info: _, sandbox, balancer, control, outside, announced, taken } = self;
         let (to_serve, passing) = watch::channel(None);
         let acceptor = AbortOnDropHandle::new(tokio::spawn(crate::api::peer::accept_and_pass(control, passing)));
+        let _outside = AbortOnDropHandle::new(tokio::spawn(crate::outside::serve(outside)));
         let logs: Arc<Path> = options.state.logs().into();
         let _cutter = AbortOnDropHandle::new(tokio::spawn(keep::cut_logs(Arc::clone(&logs))));
         // In the order in which they end: first the control plane, so that nothing new begins.

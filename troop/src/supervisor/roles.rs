@@ -32,6 +32,7 @@ use crate::api::router::{router, unavailable};
 use crate::clock::{self, Calendar, CalendarFile};
 use crate::exit::Code;
 use crate::logging;
+use crate::outside::Dial;
 use crate::serve::PartEnded;
 use crate::serve::control::Control;
 use crate::serve::core::{Core, Parts};
@@ -292,7 +293,8 @@ async fn core(flags: &Flags) -> Result<Arc<Core>, String> {
     }
     let registry = RegistryClient::new(format!("http://{REGISTRY}")).map_err(|e| chain(&e))?;
     let world = Arc::new(Joined { cloud: Arc::new(LocalCloud::new(state.path())), registry });
-    Ok(Core::new(Parts { state, site: site.site, policies_dir, ledger, world, calendar, secret }))
+    let dial = Dial::Through(state.outside_socket());
+    Ok(Core::new(Parts { state, site: site.site, policies_dir, ledger, world, calendar, secret, dial }))
 }
 
 /// The site's secret, if it is the one that the ledger was begun with. One is made at the first start only.

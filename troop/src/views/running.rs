@@ -75,24 +75,7 @@ pub fn push_of(row: &PushRow) -> Result<PushView, String> {
     let push: Push = serde_json::from_value(row.body.clone())
         .map_err(|e| format!("push {} in the ledger cannot be read: {e}", row.id))?;
     let seconds = |at: Timestamp| at.duration_since(push.started_at).as_secs_f64();
-    let watch_until = match push.phase {
-        Phase::Watch { until } => Some(until),
-        Phase::Create
-        | Phase::Ready { .. }
-        | Phase::Flip
-        | Phase::Disable
-        | Phase::Soak { .. }
-        | Phase::Destroy
-        | Phase::BackEnable
-        | Phase::BackReady { .. }
-        | Phase::BackFlip
-        | Phase::BackDisable
-        | Phase::Cancel
-        | Phase::Keep { .. }
-        | Phase::Reap
-        | Phase::Stuck
-        | Phase::Ended => None,
-    };
+    let watch_until = push.phase.watched_until();
     Ok(PushView {
         schema: 1,
         push: u64::try_from(row.id).map_err(|e| format!("push {}: {e}", row.id))?,

@@ -19,6 +19,7 @@ use troop_policies::step::{Size, Step};
 use troop_policies::{AccountName, ClusterName, GroupName, ImageId, InstanceId, IntentId, RegionName, ZoneName};
 
 use crate::clock::{self, Calendar};
+use crate::outside::Dial;
 use crate::serve::core::{Core, Parts};
 use crate::state::StateDir;
 
@@ -343,6 +344,7 @@ impl Home {
             world: Arc::clone(world) as Arc<dyn World>,
             calendar,
             secret: Ok(SiteSecret::from_bytes([7; 32])),
+            dial: Dial::Direct,
         });
         super::super::reload(&core).await;
         core
