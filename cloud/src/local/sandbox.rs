@@ -1,4 +1,4 @@
-//! The sandbox as its supervisor sees it: start it, put roles into it, and find out whether this machine allows one.
+//! The sandbox as its supervisor sees it: start it, put roles into it, and do without one where this machine refuses it.
 //!
 //! Nothing here enters a namespace itself: the kernel refuses a user namespace to a process with threads. The given
 //! executable is started again with hidden arguments ([`super::internal_main`] runs them), as a single-threaded helper:
@@ -11,7 +11,8 @@
 //! Whoever of these dies takes what hangs below it along. The first process dies with its helper by
 //! `PR_SET_PDEATHSIG`; the helper sees the end of a pipe when the supervisor dies (a death signal would also come when
 //! the *thread* that started it ends, which a runtime's threads do); roles and instances die with the first process
-//! because it is that of their pid namespace. So a kill -9 anywhere leaves nothing.
+//! because it is that of their pid namespace. So a kill -9 anywhere leaves nothing. Without namespaces the helpers are
+//! those of [`super::reaper`], which come as near to that as plain processes can.
 //!
 //! ```no_run
 //! use std::os::fd::AsFd as _;
@@ -26,7 +27,7 @@
 //!     isolation: Isolation::Auto,
 //!     boot_delay: Duration::from_secs(1),
 //!     grace: Duration::from_secs(30),
-//!     eureka_url: "http://10.77.0.1:8761/eureka/v2".into(),
+//!     registry_port: 8761,
 //! })?;
 //! let mut entered = sandbox.enter(&["internal", "balancer"], &[("web", web.as_fd())])?;
 //! let mut balancer = entered.command.spawn()?; // keep `entered.line`: the role sees its end when we are gone
@@ -50,8 +51,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::role::send_fds;
+use super::network::{self, Claim, Network};
+use super::reaper::PlainSpec;
+use super::role::{HELPER_PID, send_fds};
 use super::steps::{CLOUD_STEP, Report, StepFailed, own_exe};
+use super::{family, mounts, processes};
 
 /// How long the whole set-up may take. It takes some tens of milliseconds; a machine under a full build some seconds.
 const START_MAX: Duration = Duration::from_secs(20);
@@ -63,8 +67,8 @@ const SOCKET_PATH_MAX_BYTES: usize = 107;
 /// The log of the sandbox's helpers and of its first process is begun anew beyond this size.
 const LOG_MAX_BYTES: u64 = 8 << 20;
 
-/// The sandbox's own address in its first zone, where instances of every zone reach what a role listens on.
-pub const ROLES_ADDRESS: Ipv4Addr = super::netlink::gateway(0);
+/// What plain processes do without.
+const LEFT_OUT: &str = "without networks, files and process numbers of an instance's own, hence without network monkeys";
 
 /// How instances are kept apart: `--isolation`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,9 +76,9 @@ pub const ROLES_ADDRESS: Ipv4Addr = super::netlink::gateway(0);
 pub enum Isolation {
     /// Each instance in its own network, mount, pid and host name namespaces.
     Namespaces,
-    /// Plain processes on 127.x.y.z. Not in this build.
+    /// Plain processes, each with its own address of the loopback, 127.x.y.z.
     Processes,
-    /// Namespaces where the machine allows them.
+    /// Namespaces where the machine allows them, else plain processes.
     Auto,
 }
 
@@ -113,8 +117,8 @@ pub struct SandboxSpec {
     pub boot_delay: Duration,
     /// How long a young instance may be unhealthy before it is replaced.
     pub grace: Duration,
-    /// Where instances find the registry, from inside the sandbox.
-    pub eureka_url: String,
+    /// Where the registry will listen, at [`Sandbox::roles_address`].
+    pub registry_port: u16,
 }
 
 /// Why there is no sandbox.
@@ -122,8 +126,15 @@ pub struct SandboxSpec {
 pub enum SandboxError {
     #[error("this machine refuses the sandbox: {step}: {detail} (errno {errno}). {hint}")]
     Step { step: String, errno: i32, detail: String, hint: &'static str },
-    #[error("isolation `processes` is not in this build; give `--isolation namespaces`, or `auto` where it is allowed")]
-    NoProcesses,
+    #[error(
+        "no part of 127.0.0.0/8 is free for instances; is something listening on port {port} of every address, or is \
+         the loopback down?"
+    )]
+    NoLoopback {
+        port: u16,
+        #[source]
+        source: std::io::Error,
+    },
     #[error(
         "the state folder's path is too long for a socket: `{path}` has {length} bytes, 107 are allowed; give a shorter --state"
     )]
@@ -180,21 +191,27 @@ fn hint(errno: i32, step: &str) -> &'static str {
          kernel.apparmor_restrict_unprivileged_userns=0 (or an AppArmor profile for this binary); in a container, \
          a seccomp profile that lets unshare and mount pass and an unmasked /proc; or start as root."
     } else {
-        "Isolation `processes` will need none of this; it is not in this build."
+        "`--isolation processes` needs none of this."
     }
 }
 
-/// A running sandbox. Dropping it ends everything inside.
+/// A running sandbox, or what stands for one. Dropping it ends everything inside.
 #[derive(Debug)]
 pub struct Sandbox {
     /// As the spec has it, looked up at each use: a rebuild may take its path away.
     exe: PathBuf,
     state_dir: PathBuf,
-    /// The sandbox's first process, as the supervisor's pid namespace numbers it.
+    /// The cloud process, which is the sandbox's first one, as the supervisor's pid namespace numbers it.
     pub init_pid: u32,
+    /// The isolation in force: never `Auto`.
+    pub isolation: Isolation,
+    /// What that leaves out, in one line, and why it is so.
+    pub left_out: Option<String>,
     helper: Child,
     /// The helper ends everything when this is closed.
     alive: Option<ChildStdin>,
+    /// The addresses of plain processes.
+    claim: Option<Claim>,
 }
 
 /// A command that runs a role inside the sandbox.
@@ -207,15 +224,12 @@ pub struct Entered {
 }
 
 /// Starts a sandbox and returns when the cloud process inside listens on STATE/run/cloud.sock. Blocks; from async code
-/// call it on a blocking thread (the thread may end, the sandbox does not mind).
+/// call it on a blocking thread (the thread may end, the sandbox does not mind). What an earlier start on this STATE has
+/// left running is ended first.
 ///
 /// # Errors
 /// [`SandboxError`]; nothing is left running then.
 pub fn start(spec: &SandboxSpec) -> Result<Sandbox, SandboxError> {
-    match spec.isolation {
-        Isolation::Processes => return Err(SandboxError::NoProcesses),
-        Isolation::Namespaces | Isolation::Auto => {}
-    }
     let state = |source| SandboxError::State { path: spec.state_dir.clone(), source };
     for part in ["cloud", "run", "logs"] {
         std::fs::create_dir_all(spec.state_dir.join(part)).map_err(state)?;
@@ -226,9 +240,54 @@ pub fn start(spec: &SandboxSpec) -> Result<Sandbox, SandboxError> {
     if length > SOCKET_PATH_MAX_BYTES {
         return Err(SandboxError::PathTooLong { path: socket, length });
     }
+    end_recorded(&state_dir);
     let log = log(&state_dir).map_err(state)?;
     let inside = SandboxSpec { state_dir, ..spec.clone() };
-    run_helper("sandbox", &inside, log.into(), START_MAX)
+    let namespaces = |log: File| run_helper(&inside, "sandbox", &inside, log.into(), START_MAX);
+    match spec.isolation {
+        Isolation::Namespaces => namespaces(log),
+        Isolation::Processes => start_plain(&inside, log, None),
+        Isolation::Auto => match namespaces(log.try_clone().map_err(state)?) {
+            // Whatever step it was, also one at which the kernel ended the helper (seccomp): there is no sandbox here.
+            Err(refused @ (SandboxError::Step { .. } | SandboxError::Silent)) => {
+                start_plain(&inside, log, Some(&refused))
+            }
+            started => started,
+        },
+    }
+}
+
+fn start_plain(inside: &SandboxSpec, log: File, refused: Option<&SandboxError>) -> Result<Sandbox, SandboxError> {
+    let port = inside.registry_port;
+    let claim =
+        network::claim(&inside.state_dir, port).map_err(|source| SandboxError::NoLoopback { port, source })?;
+    let spec = PlainSpec { sandbox: inside.clone(), network: claim.network, parent: std::process::id() };
+    let mut sandbox = run_helper(inside, "processes", &spec, log.into(), START_MAX)?;
+    sandbox.isolation = Isolation::Processes;
+    sandbox.claim = Some(claim);
+    sandbox.left_out = Some(match refused {
+        Some(refused) => format!("{LEFT_OUT}: {refused}"),
+        None => format!("{LEFT_OUT}; `--isolation namespaces` has them"),
+    });
+    Ok(sandbox)
+}
+
+fn end_recorded(state_dir: &Path) {
+    let ended = family::end_recorded(state_dir);
+    if ended > 0 {
+        tracing::warn!(ended, "processes of instances had outlived an earlier start and were ended");
+    }
+}
+
+/// Lets a STATE folder whose supervisor is dead be removed: ends what outlived it, and gives the folders of images back
+/// to their owner. Does nothing with a folder of somebody else's, whatever lies in it.
+pub fn release(state_dir: &Path) {
+    use std::os::unix::fs::MetadataExt as _;
+    let is_ours = |at: std::fs::Metadata| at.is_dir() && at.uid() == nix::unistd::geteuid().as_raw();
+    if std::fs::symlink_metadata(state_dir).is_ok_and(is_ours) {
+        end_recorded(state_dir);
+        processes::unseal_images(state_dir);
+    }
 }
 
 /// Tries the whole set-up in a child that ends at once, as `--isolation auto` needs to know.
@@ -242,9 +301,9 @@ pub fn probe(exe: &Path) -> Result<(), SandboxError> {
         isolation: Isolation::Namespaces,
         boot_delay: Duration::ZERO,
         grace: Duration::ZERO,
-        eureka_url: String::new(),
+        registry_port: 0,
     };
-    run_helper("probe", &spec, Stdio::null(), PROBE_MAX).map(drop)
+    run_helper(&spec, "probe", &spec, Stdio::null(), PROBE_MAX).map(drop)
 }
 
 fn resolve(exe: &Path) -> Result<PathBuf, SandboxError> {
@@ -265,9 +324,16 @@ fn log(state_dir: &Path) -> std::io::Result<File> {
     Ok(log)
 }
 
-fn run_helper(what: &str, spec: &SandboxSpec, log: Stdio, limit: Duration) -> Result<Sandbox, SandboxError> {
+/// Starts the helper `what` with its own spec, and waits until it is ready.
+fn run_helper(
+    spec: &SandboxSpec,
+    what: &str,
+    told: &impl Serialize,
+    log: Stdio,
+    limit: Duration,
+) -> Result<Sandbox, SandboxError> {
     let spawn = |source| SandboxError::Spawn { exe: spec.exe.clone(), source };
-    let text = serde_json::to_string(spec).map_err(|e| spawn(e.into()))?;
+    let text = serde_json::to_string(told).map_err(|e| spawn(e.into()))?;
     let mut helper = Command::new(resolve(&spec.exe)?)
         .arg0("troop")
         .args([super::INTERNAL, what, &text])
@@ -279,7 +345,16 @@ fn run_helper(what: &str, spec: &SandboxSpec, log: Stdio, limit: Duration) -> Re
         .spawn()
         .map_err(spawn)?;
     let (alive, reports) = (helper.stdin.take(), helper.stdout.take());
-    let mut sandbox = Sandbox { exe: spec.exe.clone(), state_dir: spec.state_dir.clone(), init_pid: 0, helper, alive };
+    let mut sandbox = Sandbox {
+        exe: spec.exe.clone(),
+        state_dir: spec.state_dir.clone(),
+        init_pid: 0,
+        isolation: Isolation::Namespaces,
+        left_out: None,
+        helper,
+        alive,
+        claim: None,
+    };
     let (tell, told) = std::sync::mpsc::channel();
     if let Some(reports) = reports {
         std::thread::spawn(move || {
@@ -324,15 +399,28 @@ impl Sandbox {
         let named: Vec<_> = fds.iter().map(|(name, fd)| ((*name).to_owned(), fd.as_fd())).collect();
         send_fds(&line, &named).map_err(SandboxError::Hand)?;
         let mut command = Command::new(resolve(&self.exe)?);
+        let (how, of, number, exe) = match self.isolation {
+            Isolation::Namespaces | Isolation::Auto => {
+                ("enter", "--pid", self.init_pid, mounts::kept_exe(&self.state_dir))
+            }
+            Isolation::Processes => ("attend", "--parent", std::process::id(), processes::kept_exe(&self.state_dir)),
+        };
         command
             .arg0("troop")
-            .args([super::INTERNAL, "enter", "--pid", &self.init_pid.to_string(), "--exe"])
-            .arg(super::mounts::kept_exe(&self.state_dir))
+            .args([super::INTERNAL, how, of, &number.to_string(), "--exe"])
+            .arg(exe)
             .arg("--")
+            .env_remove(HELPER_PID)
             .args(role_args)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .process_group(0);
         Ok(Entered { command, line })
+    }
+
+    /// The address under which instances of every zone reach what a role listens on.
+    #[must_use]
+    pub fn roles_address(&self) -> Ipv4Addr {
+        self.claim.as_ref().map_or(Network::SANDBOX, |claim| claim.network).roles()
     }
 
     /// The helper's pid: it made the sandbox and ends it when this process dies.
@@ -365,7 +453,12 @@ impl Sandbox {
     /// When the helper cannot be waited for.
     pub fn end(&mut self) -> std::io::Result<i32> {
         drop(self.alive.take());
-        self.wait()
+        let ended = self.wait();
+        // A reaper that was killed has left to us what it would have ended.
+        if self.isolation == Isolation::Processes {
+            end_recorded(&self.state_dir);
+        }
+        ended
     }
 }
 
@@ -378,19 +471,6 @@ impl Drop for Sandbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn plain_processes_are_refused_by_name_of_the_setting() {
-        let spec = SandboxSpec {
-            exe: "/proc/self/exe".into(),
-            state_dir: "/nonexistent".into(),
-            isolation: Isolation::Processes,
-            boot_delay: Duration::ZERO,
-            grace: Duration::ZERO,
-            eureka_url: String::new(),
-        };
-        assert!(start(&spec).unwrap_err().to_string().contains("--isolation namespaces"));
-    }
 
     #[test]
     fn every_refusal_of_the_kernel_names_a_setting() {
