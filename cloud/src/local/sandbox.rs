@@ -68,7 +68,7 @@ const SOCKET_PATH_MAX_BYTES: usize = 107;
 const LOG_MAX_BYTES: u64 = 8 << 20;
 
 /// What plain processes do without.
-const LEFT_OUT: &str = "without networks, files and process numbers of an instance's own, hence without network monkeys";
+const LEFT_OUT: &str = "instances have no network, files or process numbers of their own, so there are no network monkeys";
 
 /// How instances are kept apart: `--isolation`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -266,7 +266,7 @@ fn start_plain(inside: &SandboxSpec, log: File, refused: Option<&SandboxError>) 
     sandbox.isolation = Isolation::Processes;
     sandbox.claim = Some(claim);
     sandbox.left_out = Some(match refused {
-        Some(refused) => format!("{LEFT_OUT}: {refused}"),
+        Some(refused) => format!("{LEFT_OUT}; {refused}"),
         None => format!("{LEFT_OUT}; `--isolation namespaces` has them"),
     });
     Ok(sandbox)

@@ -122,7 +122,7 @@ async fn tell(state: &StateDir, info: &UpInfo, policies: &Path, stop: Cancellati
         info.balancer, info.isolation
     ));
     if let Some(left_out) = &info.left_out {
-        ui::line(&format!("isolation {}, {left_out}", info.isolation));
+        ui::line(&format!("isolation {}: {left_out}", info.isolation));
     }
     ui::line(&format!("state     {}", state.path().display()));
     ui::line(&format!("policies  {}{}", policies.display(), policies_note(policies)));
