@@ -103,7 +103,8 @@ fn where_namespaces_are_forbidden_up_says_so_in_one_line_and_does_the_main_job()
         up.ok(&["curl", "hello-web", "/"]).contains("1.0.0").then_some(())
     });
 
-    up.end(Signal::SIGTERM);
+    let took = up.end(Signal::SIGTERM);
+    assert!(took < Duration::from_secs(5), "it took {took:?}");
     nothing_is_left(dir.path(), &before);
     assert_eq!(std::fs::read_dir(dir.path().join("cloud/tmp")).unwrap().count(), 0, "TMPDIRs are removed");
 }

@@ -27,6 +27,7 @@ mod network;
 mod processes;
 pub mod protocol;
 mod reaper;
+mod refusal;
 pub mod role;
 mod runtime;
 pub mod sandbox;

@@ -41,6 +41,8 @@ pub(crate) const PORT_MIN: u16 = 1024;
 const RECORD_EVERY: Duration = Duration::from_secs(1);
 /// How often it is looked again for what has not died yet.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// How long an instance's address may be taken still: by one of a start before this one, which is dying.
+const TAKEN_MAX: Duration = Duration::from_secs(1);
 /// How long an end is held back for what has not died yet. It was sent SIGKILL, so it hangs in the kernel.
 const HELD_MAX: Duration = Duration::from_secs(1);
 
@@ -218,18 +220,25 @@ impl Processes {
     }
 
     /// What would keep the command from listening, said before it is started.
-    fn look_at_port(launch: &Launch) -> Result<(), StepFailed> {
+    async fn look_at_port(launch: &Launch) -> Result<(), StepFailed> {
         let Some(port) = launch.env.get("PORT").and_then(|port| port.parse().ok()) else { return Ok(()) };
         if port < PORT_MIN {
             let image = launch.env.get("TROOP_IMAGE").map_or("?", String::as_str);
             return Err(odd(&port_too_low(image, port)));
         }
-        drop(TcpListener::bind((launch.address, port)).map_err(|error| StepFailed {
-            step: format!("take {}:{port}", launch.address),
-            errno: error.raw_os_error().unwrap_or(0),
-            detail: format!("{error}; whatever listens on port {port} of all addresses of this machine has this one too"),
-        })?);
-        Ok(())
+        let began = Instant::now();
+        loop {
+            match TcpListener::bind((launch.address, port)) {
+                Ok(_free) => return Ok(()),
+                Err(error) if began.elapsed() > TAKEN_MAX => {
+                    let (address, errno) = (launch.address, error.raw_os_error().unwrap_or(0));
+                    let detail =
+                        format!("{error}; whatever listens on port {port} of every address has that of this one too");
+                    return Err(StepFailed { step: format!("take {address}:{port}"), errno, detail });
+                }
+                Err(_) => tokio::time::sleep(LOOK_EVERY).await,
+            }
+        }
     }
 
     fn seal(&self, image_root: &Path) {
@@ -271,7 +280,7 @@ impl Processes {
     }
 
     async fn bring_up(&self, launch: &Launch) -> Result<u32, StepFailed> {
-        Self::look_at_port(launch)?;
+        Self::look_at_port(launch).await?;
         self.seal(&launch.image_root);
         let (pid, mut reports) = self.start_keeper(launch)?;
         let Report::Ready = next(&mut reports).await? else { return Err(odd("its keeper is not ready")) };

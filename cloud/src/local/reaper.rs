@@ -83,7 +83,8 @@ pub(crate) fn adopt_orphans() -> Result<(), StepFailed> {
 
 /// A handle on the parent, a pidfd, that is readable once it has died.
 fn watch_parent(parent: u32) -> Result<OwnedFd, StepFailed> {
-    let gone = || StepFailed { step: "find the supervisor".into(), errno: 0, detail: format!("{parent} is no process") };
+    let gone =
+        || StepFailed { step: "find the supervisor".into(), errno: 0, detail: format!("{parent} is no process") };
     let number = i32::try_from(parent).ok().and_then(rustix::process::Pid::from_raw).ok_or_else(gone)?;
     let handle = pidfd_open(number, PidfdFlags::empty()).step("pidfd_open(supervisor)")?;
     // Asked after the handle was made: a number that was given to another process meanwhile is noticed.

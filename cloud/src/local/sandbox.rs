@@ -53,8 +53,9 @@ use serde::{Deserialize, Serialize};
 
 use super::network::{self, Claim, Network};
 use super::reaper::PlainSpec;
+pub use super::refusal::SandboxError;
 use super::role::{HELPER_PID, send_fds};
-use super::steps::{CLOUD_STEP, Report, StepFailed, own_exe};
+use super::steps::{Report, own_exe};
 use super::{family, mounts, processes};
 
 /// How long the whole set-up may take. It takes some tens of milliseconds; a machine under a full build some seconds.
@@ -68,7 +69,8 @@ const SOCKET_PATH_MAX_BYTES: usize = 107;
 const LOG_MAX_BYTES: u64 = 8 << 20;
 
 /// What plain processes do without.
-const LEFT_OUT: &str = "instances have no network, files or process numbers of their own, so there are no network monkeys";
+const LEFT_OUT: &str =
+    "instances have no network, files or process numbers of their own, so there are no network monkeys";
 
 /// How instances are kept apart: `--isolation`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,80 +121,6 @@ pub struct SandboxSpec {
     pub grace: Duration,
     /// Where the registry will listen, at [`Sandbox::roles_address`].
     pub registry_port: u16,
-}
-
-/// Why there is no sandbox.
-#[derive(Debug, thiserror::Error)]
-pub enum SandboxError {
-    #[error("this machine refuses the sandbox: {step}: {detail} (errno {errno}). {hint}")]
-    Step { step: String, errno: i32, detail: String, hint: &'static str },
-    #[error(
-        "no part of 127.0.0.0/8 is free for instances; is something listening on port {port} of every address, or is \
-         the loopback down?"
-    )]
-    NoLoopback {
-        port: u16,
-        #[source]
-        source: std::io::Error,
-    },
-    #[error(
-        "the state folder's path is too long for a socket: `{path}` has {length} bytes, 107 are allowed; give a shorter --state"
-    )]
-    PathTooLong { path: PathBuf, length: usize },
-    #[error("could not use the state folder `{path}`")]
-    State {
-        path: PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
-    #[error("could not start the sandbox's helper `{exe}`")]
-    Spawn {
-        exe: PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
-    #[error("the sandbox's helper ended without saying why")]
-    Silent,
-    #[error("the sandbox was not ready within {} s", limit.as_secs())]
-    TooSlow { limit: Duration },
-    #[error("the embedded cloud could not start: {detail}")]
-    Cloud { detail: String },
-    #[error("could not hand descriptors to a role")]
-    Hand(#[source] std::io::Error),
-}
-
-impl From<StepFailed> for SandboxError {
-    fn from(failed: StepFailed) -> Self {
-        if failed.step == CLOUD_STEP {
-            return Self::Cloud { detail: failed.detail };
-        }
-        let hint = hint(failed.errno, &failed.step);
-        Self::Step { step: failed.step, errno: failed.errno, detail: failed.detail, hint }
-    }
-}
-
-/// The setting that would most likely allow the step.
-fn hint(errno: i32, step: &str) -> &'static str {
-    use nix::errno::Errno;
-    let is = |of: &[Errno]| of.iter().any(|of| *of as i32 == errno);
-    if is(&[Errno::ENOSPC]) {
-        "The sysctl user.max_user_namespaces (or another user.max_*_namespaces) is 0 or used up: raise it."
-    } else if is(&[Errno::EUSERS]) {
-        "User namespaces are nested too deeply here: start Troop outside of the inner container."
-    } else if is(&[Errno::EINVAL]) && step.starts_with("unshare") {
-        "This kernel was built without these namespaces (CONFIG_USER_NS, CONFIG_NET_NS, CONFIG_PID_NS)."
-    } else if is(&[Errno::EACCES]) && step.starts_with("start ") {
-        "The executable lies in a folder that this user may not enter: copy it to one that all may read."
-    } else if is(&[Errno::EPERM]) && step == "uid_map" && nix::unistd::geteuid().is_root() {
-        "This is root without CAP_SETFCAP, for whom the kernel maps no user: start Troop as an ordinary user, or keep \
-         that capability (or CAP_SYS_ADMIN) in the container."
-    } else if is(&[Errno::EPERM, Errno::EACCES]) {
-        "Allow unprivileged user namespaces: the sysctls kernel.unprivileged_userns_clone=1 and, on Ubuntu, \
-         kernel.apparmor_restrict_unprivileged_userns=0 (or an AppArmor profile for this binary); in a container, \
-         a seccomp profile that lets unshare and mount pass and an unmasked /proc; or start as root."
-    } else {
-        "`--isolation processes` needs none of this."
-    }
 }
 
 /// A running sandbox, or what stands for one. Dropping it ends everything inside.
@@ -259,10 +187,10 @@ pub fn start(spec: &SandboxSpec) -> Result<Sandbox, SandboxError> {
 
 fn start_plain(inside: &SandboxSpec, log: File, refused: Option<&SandboxError>) -> Result<Sandbox, SandboxError> {
     let port = inside.registry_port;
-    let claim =
-        network::claim(&inside.state_dir, port).map_err(|source| SandboxError::NoLoopback { port, source })?;
+    let claim = network::claim(&inside.state_dir, port).map_err(|source| SandboxError::NoLoopback { port, source })?;
     let spec = PlainSpec { sandbox: inside.clone(), network: claim.network, parent: std::process::id() };
-    let mut sandbox = run_helper(inside, "processes", &spec, log.into(), START_MAX)?;
+    let started = run_helper(inside, "processes", &spec, log.into(), START_MAX);
+    let mut sandbox = started.map_err(SandboxError::without_hint)?;
     sandbox.isolation = Isolation::Processes;
     sandbox.claim = Some(claim);
     sandbox.left_out = Some(match refused {
@@ -473,17 +401,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_refusal_of_the_kernel_names_a_setting() {
-        for (errno, step, word) in [
-            (28, "unshare", "max_user_namespaces"),
-            (1, "unshare", "unprivileged_userns_clone"),
-            (87, "unshare", "nested"),
-            (22, "unshare", "CONFIG_USER_NS"),
-        ] {
-            let failed = StepFailed { step: step.into(), errno, detail: "refused".into() };
-            let text = SandboxError::from(failed).to_string();
-            assert!(text.contains(word), "{text}");
-        }
+    fn a_folder_that_only_points_to_a_state_is_not_released() {
+        use std::os::unix::fs::{PermissionsExt as _, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        let image = state.join("cloud/images/ami-1");
+        std::fs::create_dir_all(&image).unwrap();
+        std::fs::set_permissions(&image, std::fs::Permissions::from_mode(0o555)).unwrap();
+        let mode = || std::fs::metadata(&image).unwrap().permissions().mode() & 0o777;
+        symlink(&state, dir.path().join("link")).unwrap();
+        release(&dir.path().join("link"));
+        assert_eq!(mode(), 0o555);
+        release(&state);
+        assert_eq!(mode(), 0o755);
     }
 
     #[test]

@@ -48,7 +48,8 @@ impl Machine {
             add("setpriv --reuid=65534 --regid=65534 --clear-groups");
         }
         add("unshare --user --map-root-user --mount sh -c");
-        let inside = "echo 0 > /proc/sys/user/max_user_namespaces && exec setpriv --inh-caps=-all --bounding-set=-all -- \"$@\"";
+        let inside =
+            "echo 0 > /proc/sys/user/max_user_namespaces && exec setpriv --inh-caps=-all --bounding-set=-all -- \"$@\"";
         words.extend([inside.into(), "sh".into(), exe]);
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]);

@@ -280,12 +280,7 @@ async fn start_sandbox(spec: SandboxSpec, stop: &CancellationToken) -> Result<Sa
 }
 
 /// The roles, in groups that end one after the other.
-fn roles(
-    options: &UpOptions,
-    registry: SocketAddr,
-    listener: TcpListener,
-    to_serve: keep::ToServe,
-) -> [Vec<Role>; 3] {
+fn roles(options: &UpOptions, registry: SocketAddr, listener: TcpListener, to_serve: keep::ToServe) -> [Vec<Role>; 3] {
     let flag = |name: &str, value: &OsStr| [OsString::from(name), value.to_owned()];
     let optional = |name: &str, value: &Option<PathBuf>| {
         value.iter().flat_map(|value| flag(name, value.as_os_str())).collect::<Vec<_>>()
