@@ -179,23 +179,27 @@ fn whoever_is_killed_nothing_is_left_and_the_next_start_begins_anew() {
 
 #[test]
 #[ignore = "needs user namespaces"]
-fn roles_killed_all_at_once_are_started_again_and_instances_live_on() {
+fn roles_or_their_attendants_killed_all_at_once_are_started_again_and_instances_live_on() {
     let up = Up::start_on(Machine::Container);
     deploy(&up);
     let old = up.instances("hello-web");
-    let roles = || ["serve", "registry", "balancer"].map(|role| up.role_pids(role));
-    let were: BTreeSet<i32> = roles().concat().into_iter().collect();
-    assert_eq!(were.len(), 4);
-    were.iter().copied().for_each(kill_9);
-    until("all are there again", Duration::from_secs(20), || {
-        let now = roles().concat();
-        (now.len() == 4 && now.iter().all(|pid| !were.contains(pid))).then_some(())
-    });
-    until("all UP and healthy", Duration::from_secs(20), || {
-        let output = up.run(&["ps", "--format", "json"]);
-        let printed = text(&output.stdout);
-        (printed.matches("\"UP\"").count() == 3 && printed.matches("\"healthy\"").count() == 3).then_some(())
-    });
+    let roles = || ["serve", "registry", "balancer"].map(|role| up.role_pids(role)).concat();
+    for attendants in [false, true] {
+        let were: BTreeSet<i32> = roles().into_iter().collect();
+        assert_eq!(were.len(), 4);
+        let victims = if attendants { pids(&up.state, &["attend"]) } else { were.iter().copied().collect() };
+        assert_eq!(victims.len(), 4);
+        victims.into_iter().for_each(kill_9);
+        until("all are there again", Duration::from_secs(20), || {
+            let now = roles();
+            (now.len() == 4 && now.iter().all(|pid| !were.contains(pid))).then_some(())
+        });
+        until("all UP and healthy", Duration::from_secs(20), || {
+            let output = up.run(&["ps", "--format", "json"]);
+            let printed = text(&output.stdout);
+            (printed.matches("\"UP\"").count() == 3 && printed.matches("\"healthy\"").count() == 3).then_some(())
+        });
+    }
     assert_eq!(up.instances("hello-web"), old);
 }
 
