@@ -179,6 +179,34 @@ fn whoever_is_killed_nothing_is_left_and_the_next_start_begins_anew() {
 
 #[test]
 #[ignore = "needs user namespaces"]
+fn told_or_killed_at_any_moment_of_its_start_it_leaves_nothing() {
+    let before = interfaces();
+    let dir = new_state();
+    // From the second start on there are groups, so instances are being launched as well.
+    let mut up = Up::start_on_in(Machine::Container, dir.path());
+    deploy(&up);
+    up.end(Signal::SIGTERM);
+    for (delay_ms, signal) in [
+        (0, Signal::SIGTERM),
+        (20, Signal::SIGKILL),
+        (60, Signal::SIGINT),
+        (90, Signal::SIGKILL),
+        (150, Signal::SIGKILL),
+        (250, Signal::SIGTERM),
+        (400, Signal::SIGKILL),
+        (700, Signal::SIGKILL),
+        (1_500, Signal::SIGINT),
+    ] {
+        let mut up = Up::spawn_on(Machine::Container, dir.path());
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        let took = up.end(signal);
+        assert!(took < Duration::from_secs(5), "told after {delay_ms} ms it took {took:?}");
+        nothing_is_left(dir.path(), &before);
+    }
+}
+
+#[test]
+#[ignore = "needs user namespaces"]
 fn roles_or_their_attendants_killed_all_at_once_are_started_again_and_instances_live_on() {
     let up = Up::start_on(Machine::Container);
     deploy(&up);

@@ -12,7 +12,7 @@
 //! `PR_SET_PDEATHSIG`; the helper sees the end of a pipe when the supervisor dies (a death signal would also come when
 //! the *thread* that started it ends, which a runtime's threads do); roles and instances die with the first process
 //! because it is that of their pid namespace. So a kill -9 anywhere leaves nothing. Without namespaces the helpers are
-//! those of [`super::reaper`], which come as near to that as plain processes can.
+//! those of `reaper`, which come as near to that as plain processes can.
 //!
 //! ```no_run
 //! use std::os::fd::AsFd as _;
