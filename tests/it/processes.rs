@@ -75,7 +75,7 @@ fn where_namespaces_are_forbidden_up_says_so_in_one_line_and_does_the_main_job()
     let log = || std::fs::read_to_string(dir.path().join("up.log")).unwrap();
     until("the line that says so", Duration::from_secs(10), || {
         let log = log();
-        let lines: Vec<&str> = log.lines().filter(|line| line.contains("max_user_namespaces")).collect();
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains(Machine::setting())).collect();
         let whole = |line: &&str| line.starts_with("isolation processes: ") && line.contains("no network monkeys");
         (lines.len() == 1 && lines.iter().all(whole)).then_some(())
     });
@@ -87,6 +87,10 @@ fn where_namespaces_are_forbidden_up_says_so_in_one_line_and_does_the_main_job()
     assert!(addresses.iter().all(|a| a.starts_with("127.") && a.ends_with(":8080")), "{addresses:?}");
     assert!(up.ok(&["curl", "hello-web", "/"]).contains("1.0.0"));
 
+    let images = dir.path().join("cloud/images");
+    let root = std::fs::read_dir(images).unwrap().next().unwrap().unwrap().path().join("root");
+    let mode = || std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&root).unwrap().permissions()) & 0o777;
+    assert_eq!(mode(), 0o555, "an instance cannot add to its image by accident");
     let daemons = daemons(dir.path(), 3);
     let old = up.instances("hello-web");
     up.ok(&["kill", "hello-web", "--reason", "test"]);
@@ -107,6 +111,7 @@ fn where_namespaces_are_forbidden_up_says_so_in_one_line_and_does_the_main_job()
     assert!(took < Duration::from_secs(5), "it took {took:?}");
     nothing_is_left(dir.path(), &before);
     assert_eq!(std::fs::read_dir(dir.path().join("cloud/tmp")).unwrap().count(), 0, "TMPDIRs are removed");
+    assert_eq!(mode(), 0o755, "its owner can remove it again");
 }
 
 #[test]
@@ -118,7 +123,7 @@ fn where_namespaces_are_forbidden_asking_for_them_is_an_error_that_names_the_set
     let output = command.stdin(Stdio::null()).output().unwrap();
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(4), "{said}");
-    assert!(said.contains("user.max_user_namespaces") && said.contains("--isolation processes"), "{said}");
+    assert!(said.contains(Machine::setting()) && said.contains("--isolation processes"), "{said}");
     assert!(left_over(dir.path()).is_empty());
 }
 
@@ -132,7 +137,7 @@ fn the_demo_keeps_its_promises_where_namespaces_are_forbidden() {
     let output = command.output().unwrap();
     let said = text(&output.stdout);
     assert!(output.status.success(), "{said}\n{}", text(&output.stderr));
-    assert_eq!(said.lines().filter(|line| line.contains("max_user_namespaces")).count(), 1, "{said}");
+    assert_eq!(said.lines().filter(|line| line.contains(Machine::setting())).count(), 1, "{said}");
     let summary: serde_json::Value = serde_json::from_slice(&std::fs::read(summary).unwrap()).unwrap();
     assert_eq!((&summary["isolation"], &summary["left_over"]), (&"processes".into(), &0.into()));
     assert!(left_over(tmp.path()).is_empty(), "{:?}", left_over(tmp.path()));

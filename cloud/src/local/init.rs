@@ -53,7 +53,7 @@ pub(crate) fn run_plain(spec: &PlainSpec, body: Body) -> Result<u8, StepFailed> 
     adopt_orphans()?;
     let state_dir = &spec.sandbox.state_dir;
     processes::make_scene(state_dir)?;
-    let ended = runtime()?.block_on(async {
+    runtime()?.block_on(async {
         let (tell, exits) = mpsc::unbounded_channel();
         let plain = Arc::new(Processes::new(state_dir.clone(), tell));
         let watcher = tokio::spawn(Arc::clone(&plain).watch());
@@ -61,9 +61,7 @@ pub(crate) fn run_plain(spec: &PlainSpec, body: Body) -> Result<u8, StepFailed> 
         let ended = run_body(body, server, plain, exits).await;
         watcher.abort();
         ended
-    });
-    processes::unseal_images(state_dir);
-    ended
+    })
 }
 
 fn server_spec(spec: &SandboxSpec, network: Network, port_min: u16) -> ServerSpec {

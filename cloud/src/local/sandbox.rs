@@ -382,9 +382,11 @@ impl Sandbox {
     pub fn end(&mut self) -> std::io::Result<i32> {
         drop(self.alive.take());
         let ended = self.wait();
-        // A reaper that was killed has left to us what it would have ended.
+        // A reaper that was killed has left to us what it would have ended. The folders of images are given back here
+        // and not by the cloud process, which is not waited for once it has answered its last request.
         if self.isolation == Isolation::Processes {
             end_recorded(&self.state_dir);
+            processes::unseal_images(&self.state_dir);
         }
         ended
     }

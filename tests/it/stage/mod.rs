@@ -36,24 +36,31 @@ impl Machine {
             return Command::new(troop());
         }
         let mut words: Vec<PathBuf> = Vec::new();
-        let mut add = |text: &str| words.extend(text.split(' ').map(PathBuf::from));
         let mut exe = PathBuf::from(troop());
-        if nix::unistd::geteuid().is_root() {
+        if works(&[AS_NOBODY, "true"]) {
             // The build's folder may be root's alone.
             exe = folder.join("troop-of-nobody");
             if !exe.exists() {
                 std::fs::copy(troop(), &exe).unwrap();
             }
             give_to_nobody(folder);
-            add("setpriv --reuid=65534 --regid=65534 --clear-groups");
+            words.extend(AS_NOBODY.split(' ').map(PathBuf::from));
         }
-        add("unshare --user --map-root-user --mount sh -c");
-        let inside =
-            "echo 0 > /proc/sys/user/max_user_namespaces && exec setpriv --inh-caps=-all --bounding-set=-all -- \"$@\"";
-        words.extend([inside.into(), "sh".into(), exe]);
+        if works(&[IN_A_SPACE, "true"]) {
+            let inside = "echo 0 > /proc/sys/user/max_user_namespaces \
+                          && exec setpriv --inh-caps=-all --bounding-set=-all -- \"$@\"";
+            words.extend(IN_A_SPACE.split(' ').map(PathBuf::from));
+            words.extend(["sh", "-c", inside, "sh"].map(PathBuf::from));
+        }
+        words.push(exe);
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]);
         command
+    }
+
+    /// What the line says that a container's `troop up` prints: the setting, where it was this test that set it.
+    pub(crate) fn setting() -> &'static str {
+        if works(&[IN_A_SPACE, "true"]) { "user.max_user_namespaces" } else { "refuses the sandbox" }
     }
 
     fn flags(self) -> &'static [&'static str] {
@@ -62,6 +69,18 @@ impl Machine {
             Self::AsItIs | Self::Container => &[],
         }
     }
+}
+
+/// Loses every capability with it.
+const AS_NOBODY: &str = "setpriv --reuid=65534 --regid=65534 --clear-groups";
+/// A user namespace in which others can be forbidden. Where they are forbidden already, nothing needs to be.
+const IN_A_SPACE: &str = "unshare --user --map-root-user --mount";
+
+fn works(words: &[&str]) -> bool {
+    let words: Vec<&str> = words.iter().flat_map(|words| words.split(' ')).collect();
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
 }
 
 fn give_to_nobody(path: &Path) {
