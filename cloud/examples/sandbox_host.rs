@@ -50,7 +50,7 @@ fn host(state_dir: PathBuf, target: &str) -> Fallible<()> {
         isolation: Isolation::Auto,
         boot_delay: Duration::ZERO,
         grace: Duration::ZERO,
-        eureka_url: String::new(),
+        registry_port: 8761,
     })?;
     let started = began.elapsed();
     let mut entered = sandbox.enter(&["forward", target], &[("web", web.as_fd())])?;

@@ -1,4 +1,4 @@
-//! The contract of every cloud, on the embedded cloud as people run it: real processes in a real sandbox.
+//! The contract of every cloud, on the embedded cloud as people run it: real processes, in a real sandbox and without.
 
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "these are tests, and so are their helpers")]
 
@@ -10,7 +10,7 @@ use std::sync::Mutex;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use stage::{Up, image};
+use stage::{Machine, Up, image};
 use troop::clock;
 use troop_cloud::contract::{self, Loss, Subject};
 use troop_cloud::local::client::LocalCloud;
@@ -111,14 +111,25 @@ impl Subject for Embedded {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs user namespaces"]
-async fn the_embedded_cloud_keeps_the_contract_on_real_processes() {
-    let up = Up::start();
+async fn keeps_the_contract_on(machine: Machine, isolation: &str) {
+    let up = Up::start_on(machine);
+    assert_eq!(up.info()["isolation"], isolation);
     let cloud = LocalCloud::new(&up.state);
     let image = image(&up.state, "1.0.0", "greeting = \"hello\"\n");
     let image = cloud.import_image(&image).await.unwrap().id;
     let losing = Losing { cloud: cloud.clone(), next: Mutex::default() };
     let failures = contract::run_all(&Embedded { cloud, losing, image }).await;
     assert_eq!(failures, []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs user namespaces"]
+async fn the_embedded_cloud_keeps_the_contract_on_real_processes() {
+    keeps_the_contract_on(Machine::AsItIs, "namespaces").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs user namespaces"]
+async fn the_embedded_cloud_keeps_the_contract_where_namespaces_are_forbidden() {
+    keeps_the_contract_on(Machine::Container, "processes").await;
 }

@@ -144,8 +144,9 @@ impl From<UpError> for CliError {
                 .hint("use that one, end it first, or name another folder with `--state DIR`"),
             UpError::Listen { .. } => Self::of(Code::Unavailable, &error).hint("`--port 0` takes any free port"),
             UpError::Interrupted => Self::of(Code::Refused, &error),
-            UpError::Sandbox(SandboxError::NoProcesses | SandboxError::PathTooLong { .. }) => {
-                Self::of(Code::Input, &error)
+            UpError::Sandbox(SandboxError::PathTooLong { .. }) => Self::of(Code::Input, &error),
+            UpError::Sandbox(SandboxError::Step { .. } | SandboxError::Silent) => {
+                Self::of(Code::Unavailable, &error).hint("`--isolation processes` does without a sandbox")
             }
             UpError::Sandbox(_) | UpError::Io { .. } => Self::of(Code::Unavailable, &error),
             UpError::CloudEnded { .. } => {

@@ -171,7 +171,7 @@ impl Signals {
 }
 
 /// The child has not been waited for when this is called, so its number is still its own.
-fn pass_on(child: &Child, what: Signal) {
+pub(crate) fn pass_on(child: &Child, what: Signal) {
     if let Ok(pid) = i32::try_from(child.id()) {
         let _gone = kill(Pid::from_raw(pid), what);
     }

@@ -1,4 +1,5 @@
-//! The sandbox's first process: finishes the set-up, becomes the cloud process, and reaps what is orphaned.
+//! The sandbox's first process: finishes the set-up, becomes the cloud process, and reaps what is orphaned. And its like
+//! where there is no sandbox.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,11 +10,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::helper::{runtime, signals};
 use super::namespaces::Namespaces;
+use super::network::Network;
+use super::processes::{self, Processes};
+use super::reaper::{PlainSpec, adopt_orphans};
 use super::runtime::{Exit, Runtime};
 use super::sandbox::SandboxSpec;
 use super::server::{self, ServerSpec};
 use super::steps::{
-    CLOUD_STEP, Report, Step as _, StepFailed, complain, die_with_parent, own_stdin, report_up, reports_end,
+    CLOUD_STEP, Report, Step as _, StepFailed, complain, die_with, die_with_parent, own_stdin, report_up, reports_end,
 };
 use super::{mounts, netlink, trial};
 
@@ -36,20 +40,62 @@ pub(crate) fn run(spec: &SandboxSpec, body: Body) -> Result<u8, StepFailed> {
         let (tell, exits) = mpsc::unbounded_channel();
         let namespaces = Arc::new(Namespaces::new(net, spec.state_dir.clone(), tell));
         let reaper = tokio::spawn(Arc::clone(&namespaces).reap());
-        let stop = CancellationToken::new();
-        let stopper = tokio::spawn(stop_on_signal(stop.clone()));
-        let ready = Box::new(|| {
-            report_up(&Report::Ready);
-            reports_end();
-        });
-        let ended = match body {
-            Body::Cloud(clock) => cloud(spec, namespaces, exits, clock, ready, stop).await,
-            Body::Trial => trial::run(&spec.state_dir, namespaces, exits, ready, stop).await,
-        };
+        let server = server_spec(spec, Network::SANDBOX, 0);
+        let ended = run_body(body, server, namespaces, exits).await;
         reaper.abort();
-        stopper.abort();
-        ended.map(|()| 0)
+        ended
     })
+}
+
+/// As [`run`], where instances are plain processes.
+pub(crate) fn run_plain(spec: &PlainSpec, body: Body) -> Result<u8, StepFailed> {
+    die_with(spec.parent)?;
+    adopt_orphans()?;
+    let state_dir = &spec.sandbox.state_dir;
+    processes::make_scene(state_dir)?;
+    runtime()?.block_on(async {
+        let (tell, exits) = mpsc::unbounded_channel();
+        let plain = Arc::new(Processes::new(state_dir.clone(), tell));
+        let watcher = tokio::spawn(Arc::clone(&plain).watch());
+        let server = server_spec(&spec.sandbox, spec.network, processes::PORT_MIN);
+        let ended = run_body(body, server, plain, exits).await;
+        watcher.abort();
+        ended
+    })
+}
+
+fn server_spec(spec: &SandboxSpec, network: Network, port_min: u16) -> ServerSpec {
+    ServerSpec {
+        state_dir: spec.state_dir.clone(),
+        boot_delay: spec.boot_delay,
+        grace: spec.grace,
+        eureka_url: format!("http://{}:{}/eureka/v2", network.roles(), spec.registry_port),
+        network,
+        port_min,
+    }
+}
+
+async fn run_body(
+    body: Body,
+    spec: ServerSpec,
+    runtime: Arc<dyn Runtime>,
+    exits: mpsc::UnboundedReceiver<Exit>,
+) -> Result<u8, StepFailed> {
+    let stop = CancellationToken::new();
+    let stopper = tokio::spawn(stop_on_signal(stop.clone()));
+    let ready = Box::new(|| {
+        report_up(&Report::Ready);
+        reports_end();
+    });
+    let ended = match body {
+        Body::Cloud(clock) => {
+            let ended = server::run(spec, runtime, exits, clock, ready, stop).await;
+            ended.map_err(|error| StepFailed { step: CLOUD_STEP.to_owned(), errno: 0, detail: server::in_full(&error) })
+        }
+        Body::Trial => trial::run(&spec.state_dir, runtime, exits, ready, stop).await,
+    };
+    stopper.abort();
+    ended.map(|()| 0)
 }
 
 /// The whole set-up, and nothing run in it.
@@ -90,22 +136,4 @@ async fn stop_on_signal(stop: CancellationToken) {
         }
         Err(failed) => complain("cloud", &failed),
     }
-}
-
-async fn cloud(
-    spec: &SandboxSpec,
-    runtime: Arc<dyn Runtime>,
-    exits: mpsc::UnboundedReceiver<Exit>,
-    clock: Clock,
-    ready: Box<dyn FnOnce() + Send>,
-    stop: CancellationToken,
-) -> Result<(), StepFailed> {
-    let spec = ServerSpec {
-        state_dir: spec.state_dir.clone(),
-        boot_delay: spec.boot_delay,
-        grace: spec.grace,
-        eureka_url: spec.eureka_url.clone(),
-    };
-    let ended = server::run(spec, runtime, exits, clock, ready, stop).await;
-    ended.map_err(|error| StepFailed { step: CLOUD_STEP.to_owned(), errno: 0, detail: server::in_full(&error) })
 }

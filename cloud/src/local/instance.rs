@@ -5,6 +5,7 @@
 //! ends, the kernel ends everything else in the instance.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::net::Ipv4Addr;
@@ -42,7 +43,7 @@ const FILES_MAX: u64 = 16_384;
 /// Commands run as this user where the sandbox has more than one: `nobody` on every distribution.
 const NOBODY: u32 = 65_534;
 /// Exit code of an instance whose command could not be started, as shells have it.
-const NOT_STARTED: u8 = 127;
+pub(crate) const NOT_STARTED: u8 = 127;
 
 /// An instance, as its maker and its first process are told.
 #[derive(Debug, Serialize, Deserialize)]
@@ -92,31 +93,38 @@ pub(crate) fn first(spec: &InstanceSpec) -> Result<u8, StepFailed> {
         return Err(StepFailed { step: "look at the image".into(), errno: 0, detail });
     }
     mounts::move_in(&spec.root, &spec.image_root)?;
-    runtime()?.block_on(async {
-        // Before the word that all is ready: from then on a SIGTERM may come, and the kernel drops signals that the
-        // first process of a namespace does not handle.
-        let mut term = signal(SignalKind::terminate()).step("watch for SIGTERM")?;
-        let mut ended = signal(SignalKind::child()).step("watch for SIGCHLD")?;
-        if let Ok(null) = File::open("/dev/null") {
-            let _unchanged = nix::unistd::dup2_stdin(null);
+    runtime()?.block_on(live(&mut log, spec.boot_delay, |output| start(spec, drop_to, output)))
+}
+
+/// An instance's life, from the word that it is ready to its command's end. Returns the command's exit code.
+pub(crate) async fn live(
+    log: &mut Log,
+    boot_delay: Duration,
+    start: impl FnOnce(io::PipeWriter) -> Result<Pid, StepFailed>,
+) -> Result<u8, StepFailed> {
+    // Before the word that all is ready: from then on a SIGTERM may come, and the kernel drops signals that the first
+    // process of a namespace does not handle.
+    let mut term = signal(SignalKind::terminate()).step("watch for SIGTERM")?;
+    let mut ended = signal(SignalKind::child()).step("watch for SIGCHLD")?;
+    if let Ok(null) = File::open("/dev/null") {
+        let _unchanged = nix::unistd::dup2_stdin(null);
+    }
+    report_up(&Report::Ready);
+    reports_end();
+    tokio::select! {
+        () = tokio::time::sleep(boot_delay) => {}
+        _ = term.recv() => return Ok(128 + 15),
+    }
+    let (output, to) = io::pipe().step("pipe")?;
+    let output = pipe::Receiver::from_owned_fd(output.into()).step("read the command's output")?;
+    let command = match start(to) {
+        Ok(command) => command,
+        Err(failed) => {
+            log.note(&format!("{}: {}", failed.step, failed.detail));
+            return Ok(NOT_STARTED);
         }
-        report_up(&Report::Ready);
-        reports_end();
-        tokio::select! {
-            () = tokio::time::sleep(spec.boot_delay) => {}
-            _ = term.recv() => return Ok(128 + 15),
-        }
-        let (output, to) = io::pipe().step("pipe")?;
-        let output = pipe::Receiver::from_owned_fd(output.into()).step("read the command's output")?;
-        let command = match start(spec, drop_to, to) {
-            Ok(command) => command,
-            Err(failed) => {
-                log.note(&format!("{}: {}", failed.step, failed.detail));
-                return Ok(NOT_STARTED);
-            }
-        };
-        Ok(attend(command, output, &mut log, &mut term, &mut ended).await)
-    })
+    };
+    Ok(attend(command, output, log, &mut term, &mut ended).await)
 }
 
 /// Passes signals on, reaps and logs until the command has ended.
@@ -168,19 +176,16 @@ fn reap(command: Pid) -> Option<u8> {
 
 /// Starts the image's command. This process has given up every capability for its children by then.
 fn start(spec: &InstanceSpec, drop_to: Option<u32>, output: io::PipeWriter) -> Result<Pid, StepFailed> {
-    let (program, args) = spec.command.split_first().ok_or_else(|| StepFailed {
-        step: "start the command".into(),
-        errno: 0,
-        detail: "the image names none".into(),
-    })?;
+    let (program, args) = split(&spec.command)?;
     restrict()?;
-    let path = format!("{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", mounts::TROOP_BIN);
+    let path = search_path(Path::new(mounts::TROOP_BIN));
     let mut command = Command::new(program);
     command
         .args(args)
         .env_clear()
         .envs(&spec.env)
-        .envs([("PATH", path.as_str()), ("HOME", mounts::TMP), ("TMPDIR", mounts::TMP)])
+        .envs([("HOME", mounts::TMP), ("TMPDIR", mounts::TMP)])
+        .env("PATH", path)
         .current_dir(mounts::IMAGE)
         .stdin(Stdio::null())
         .stdout(output.try_clone().step("pipe")?)
@@ -190,6 +195,22 @@ fn start(spec: &InstanceSpec, drop_to: Option<u32>, output: io::PipeWriter) -> R
     }
     let child = command.spawn().step(&format!("start the command `{program}`"))?;
     Ok(Pid::from_raw(i32::try_from(child.id()).unwrap_or(0)))
+}
+
+/// A command's program and its arguments.
+pub(crate) fn split(command: &[String]) -> Result<(&String, &[String]), StepFailed> {
+    command.split_first().ok_or_else(|| StepFailed {
+        step: "start the command".into(),
+        errno: 0,
+        detail: "the image names none".into(),
+    })
+}
+
+/// PATH of a command: the folder in which this executable is called `troop`, then the usual ones.
+pub(crate) fn search_path(bin: &Path) -> OsString {
+    let mut path = bin.as_os_str().to_owned();
+    path.push(":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+    path
 }
 
 /// Takes from the command what it does not need: all capabilities, ways to new ones, core files, too many open files.
@@ -204,6 +225,11 @@ fn restrict() -> Result<(), StepFailed> {
             Err(errno) => return Err(errno).step("drop a capability"),
         }
     }
+    limit()
+}
+
+/// No core files, and no more open files than a service needs.
+pub(crate) fn limit() -> Result<(), StepFailed> {
     let at_most = |what, most: u64| {
         let had = getrlimit(what);
         let capped = |limit: Option<u64>| Some(limit.map_or(most, |limit| limit.min(most)));
@@ -229,14 +255,14 @@ fn other_user() -> bool {
 
 /// The file that takes a command's output.
 #[derive(Debug)]
-struct Log {
+pub(crate) struct Log {
     file: File,
     size: u64,
     max: u64,
 }
 
 impl Log {
-    fn open(path: &Path) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent)?;
         }

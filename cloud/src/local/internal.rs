@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use super::init::{self, Body, Clock};
 use super::sandbox::SandboxSpec;
 use super::steps::{Report, StepFailed, complain, report_up};
-use super::{helper, instance};
+use super::{helper, instance, keeper, reaper};
 
 /// The first argument of a helper. The binary hands everything after it to [`internal_main`], first thing in `main`.
 pub const INTERNAL: &str = "internal";
@@ -18,6 +18,11 @@ pub const INTERNAL: &str = "internal";
 /// - `enter --pid N --exe PATH -- ARGS`: starts PATH, the executable the sandbox keeps, with ARGS inside the namespaces
 ///   of process N.
 /// - `instance SPEC`, `instance-init SPEC`: makes an instance, and is its first process.
+///
+/// Without a sandbox:
+/// - `processes SPEC`: starts the cloud process, which is `cloud SPEC`, and ends what that leaves.
+/// - `attend --parent N --exe PATH -- ARGS`: starts PATH with ARGS and ends it with process N, its own parent.
+/// - `keeper SPEC`, `command SPEC`: keeps an instance, and becomes its command.
 ///
 /// Call it from the main thread, before any other exists: the kernel refuses a user namespace to a process with threads.
 #[must_use]
@@ -42,17 +47,19 @@ fn dispatch(args: &[OsString], body: Body) -> ExitCode {
         [what, spec] if *what == "init-probe" => read::<SandboxSpec>(spec).and_then(|_| init::probe()),
         [what, spec] if *what == "instance" => read(spec).and_then(|spec| instance::make(&spec)),
         [what, spec] if *what == "instance-init" => read(spec).and_then(|spec| instance::first(&spec)),
+        [what, spec] if *what == "processes" => read(spec).and_then(|spec| reaper::run(&spec)),
+        [what, spec] if *what == "cloud" => read(spec).and_then(|spec| init::run_plain(&spec, body)),
+        [what, spec] if *what == "keeper" => read(spec).and_then(|spec| keeper::keep(&spec)),
+        [what, spec] if *what == "command" => read(spec).and_then(|spec| keeper::become_command(&spec)),
+        [what, parent_flag, parent, exe_flag, exe, dashes, rest @ ..]
+            if *what == "attend" && *parent_flag == "--parent" && *exe_flag == "--exe" && *dashes == "--" =>
+        {
+            return of_role("attend", number(parent).and_then(|parent| reaper::attend(parent, exe, rest)));
+        }
         [what, pid_flag, pid, exe_flag, exe, dashes, rest @ ..]
             if *what == "enter" && *pid_flag == "--pid" && *exe_flag == "--exe" && *dashes == "--" =>
         {
-            // A role's output is its own; nobody reads reports there.
-            return match number(pid).and_then(|pid| helper::enter(pid, exe, rest)) {
-                Ok(code) => ExitCode::from(code),
-                Err(failed) => {
-                    complain("enter", &failed);
-                    ExitCode::FAILURE
-                }
-            };
+            return of_role("enter", number(pid).and_then(|pid| helper::enter(pid, exe, rest)));
         }
         _ => Err(unreadable("these arguments are none that Troop gives itself")),
     };
@@ -66,11 +73,22 @@ fn dispatch(args: &[OsString], body: Body) -> ExitCode {
     }
 }
 
+/// A role's output is its own; nobody reads reports there.
+fn of_role(who: &str, ended: Result<u8, StepFailed>) -> ExitCode {
+    match ended {
+        Ok(code) => ExitCode::from(code),
+        Err(failed) => {
+            complain(who, &failed);
+            ExitCode::FAILURE
+        }
+    }
+}
+
 fn read<T: serde::de::DeserializeOwned>(spec: &OsStr) -> Result<T, StepFailed> {
     serde_json::from_slice(spec.as_encoded_bytes()).map_err(|e| unreadable(&e.to_string()))
 }
 
-fn number(text: &OsStr) -> Result<i32, StepFailed> {
+fn number<T: std::str::FromStr>(text: &OsStr) -> Result<T, StepFailed> {
     text.to_str().and_then(|text| text.parse().ok()).ok_or_else(|| unreadable("the pid is no number"))
 }
 
@@ -88,7 +106,9 @@ mod tests {
             &[][..],
             &["frobnicate"][..],
             &["enter", "--pid", "x", "--exe", "x", "--", "y"][..],
+            &["attend", "--parent", "-1", "--exe", "x", "--", "y"][..],
             &["instance", "{}"][..],
+            &["keeper", "{}"][..],
         ] {
             let args: Vec<OsString> = args.iter().map(OsString::from).collect();
             assert_eq!(format!("{:?}", trial_main(&args)), format!("{:?}", ExitCode::FAILURE));

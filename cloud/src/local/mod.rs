@@ -6,20 +6,28 @@
 //! - [`client`]: the implementation of [`crate::Cloud`], over the unix socket on which the cloud process listens.
 //!
 //! [`sandbox`] sets up the namespaces and `instance` is what runs as first process of each instance. Both run in a
-//! re-executed, single-threaded copy of the binary, before any runtime starts.
+//! re-executed, single-threaded copy of the binary, before any runtime starts. Where a machine refuses namespaces,
+//! instances are plain processes on the loopback: `reaper` says who ends whom then, `processes` starts them, `keeper` is
+//! what each has over it, and `family` finds what they left.
 
 pub mod balancer;
 pub mod client;
 mod controller;
+mod family;
 mod helper;
 mod image;
 mod init;
 mod instance;
 mod internal;
+mod keeper;
 mod mounts;
 mod namespaces;
 mod netlink;
+mod network;
+mod processes;
 pub mod protocol;
+mod reaper;
+mod refusal;
 pub mod role;
 mod runtime;
 pub mod sandbox;

@@ -33,7 +33,7 @@ use super::{INTERNAL, mounts, netlink};
 
 /// How long an instance's set-up may take, without its boot. It takes some tens of milliseconds; with two cores shared
 /// by a build and thirty launches at once, a second or two.
-const LAUNCH_MAX: Duration = Duration::from_secs(10);
+pub(super) const LAUNCH_MAX: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(crate) struct Namespaces {
@@ -216,7 +216,7 @@ impl Runtime for Namespaces {
     }
 }
 
-async fn next(reports: &mut Lines<BufReader<pipe::Receiver>>) -> Result<Report, StepFailed> {
+pub(super) async fn next(reports: &mut Lines<BufReader<pipe::Receiver>>) -> Result<Report, StepFailed> {
     let Some(line) = reports.next_line().await.step("read a report")? else {
         return Err(odd("its helper ended without a word"));
     };
@@ -231,6 +231,6 @@ fn go_on(go: &mut ChildStdin) -> Result<(), StepFailed> {
     go.write_all(b"g").step("tell the instance to go on")
 }
 
-fn odd(why: &str) -> StepFailed {
+pub(super) fn odd(why: &str) -> StepFailed {
     StepFailed { step: "launch an instance".into(), errno: 0, detail: why.to_owned() }
 }

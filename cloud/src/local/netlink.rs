@@ -10,6 +10,7 @@ use futures::TryStreamExt as _;
 use rtnetlink::packet_route::link::{InfoData, InfoVeth};
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connection};
 
+use super::network::Network;
 use super::steps::{Step as _, StepFailed};
 
 /// Prefix length of a zone's network, 10.77.Z.0/24.
@@ -25,7 +26,7 @@ pub(crate) fn bridge_name(zone: u8) -> String {
 
 /// The sandbox's own address in a zone: the gateway of the zone's instances.
 pub(crate) const fn gateway(zone: u8) -> Ipv4Addr {
-    Ipv4Addr::new(10, 77, zone, 1)
+    Network::SANDBOX.address(zone, 1)
 }
 
 /// A netlink connection into the namespace this thread is in now.

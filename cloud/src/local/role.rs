@@ -21,6 +21,9 @@ const FDS_MAX: usize = 16;
 /// Longest list of names, as JSON.
 const NAMES_MAX_BYTES: usize = 4096;
 
+/// Tells a role the pid of the helper that started it, where both number processes alike: without a sandbox.
+pub(crate) const HELPER_PID: &str = "TROOP_HELPER_PID";
+
 /// What a role was started with.
 #[derive(Debug)]
 pub struct Inherited {
@@ -55,9 +58,10 @@ pub(crate) fn send_fds(line: &UnixStream, fds: &[(String, BorrowedFd<'_>)]) -> s
 /// When it was not started by [`super::sandbox::Sandbox::enter`], or the supervisor has died meanwhile.
 pub fn begin_role() -> std::io::Result<Inherited> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-    // The helper is outside this pid namespace and reads as no parent; once it has died, the sandbox's first process
-    // has adopted us and reads as 1.
-    if rustix::process::getppid().is_some() {
+    // In the sandbox the helper is outside this pid namespace and reads as no parent; once it has died, the sandbox's
+    // first process has adopted us and reads as 1. Without one it reads as what it said.
+    let helper = std::env::var(HELPER_PID).ok().and_then(|pid| pid.parse().ok());
+    if rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get()) != helper {
         return Err(std::io::Error::other("the helper that started this role has died"));
     }
     receive(UnixStream::from(super::steps::own_stdin()?))

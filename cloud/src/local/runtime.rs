@@ -1,4 +1,4 @@
-//! What the cloud process asks of whatever makes its instances real: namespaces here, a fake in its tests.
+//! What the cloud process asks of whatever makes its instances real: namespaces, plain processes, a fake in its tests.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -17,7 +17,7 @@ pub(crate) struct Launch {
     pub(crate) instance: InstanceId,
     /// Index of its zone, 0 to 2.
     pub(crate) zone: u8,
-    /// Its address in the zone's network, 10.77.Z.0/24.
+    /// Its address in the zone's network: 10.77.Z.0/24 in the sandbox, 127.N.Z.0/24 without one.
     pub(crate) address: Ipv4Addr,
     /// The unpacked image; the instance sees it read-only.
     pub(crate) image_root: PathBuf,
@@ -51,7 +51,7 @@ pub(crate) enum EndBy {
 /// Starts and ends instances. Chooses nothing.
 #[async_trait]
 pub(crate) trait Runtime: Send + Sync + Debug {
-    /// Starts it and returns the pid, as the sandbox sees it, of the instance's first process; its command runs
+    /// Starts it and returns the pid, as the cloud process sees it, of the instance's first process; its command runs
     /// `boot_delay` later. For each `Ok` exactly one [`Exit`] follows.
     ///
     /// # Errors
@@ -61,6 +61,6 @@ pub(crate) trait Runtime: Send + Sync + Debug {
     /// Ends an instance. One that is gone is no error; the end is told by its [`Exit`].
     fn end(&self, instance: &InstanceId, by: EndBy);
 
-    /// Removes what the kernel keeps of an instance: its outer link. Called after its [`Exit`].
+    /// Removes what is kept of an instance: its outer link, or its folder. Called after its [`Exit`].
     async fn clean(&self, instance: &InstanceId);
 }

@@ -1,4 +1,4 @@
-//! The sandbox as its supervisor sees it: start it, put roles into it, and find out whether this machine allows one.
+//! The sandbox as its supervisor sees it: start it, put roles into it, and do without one where this machine refuses it.
 //!
 //! Nothing here enters a namespace itself: the kernel refuses a user namespace to a process with threads. The given
 //! executable is started again with hidden arguments ([`super::internal_main`] runs them), as a single-threaded helper:
@@ -11,7 +11,8 @@
 //! Whoever of these dies takes what hangs below it along. The first process dies with its helper by
 //! `PR_SET_PDEATHSIG`; the helper sees the end of a pipe when the supervisor dies (a death signal would also come when
 //! the *thread* that started it ends, which a runtime's threads do); roles and instances die with the first process
-//! because it is that of their pid namespace. So a kill -9 anywhere leaves nothing.
+//! because it is that of their pid namespace. So a kill -9 anywhere leaves nothing. Without namespaces the helpers are
+//! those of `reaper`, which come as near to that as plain processes can.
 //!
 //! ```no_run
 //! use std::os::fd::AsFd as _;
@@ -26,7 +27,7 @@
 //!     isolation: Isolation::Auto,
 //!     boot_delay: Duration::from_secs(1),
 //!     grace: Duration::from_secs(30),
-//!     eureka_url: "http://10.77.0.1:8761/eureka/v2".into(),
+//!     registry_port: 8761,
 //! })?;
 //! let mut entered = sandbox.enter(&["internal", "balancer"], &[("web", web.as_fd())])?;
 //! let mut balancer = entered.command.spawn()?; // keep `entered.line`: the role sees its end when we are gone
@@ -50,8 +51,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::role::send_fds;
-use super::steps::{CLOUD_STEP, Report, StepFailed, own_exe};
+use super::network::{self, Claim, Network};
+use super::reaper::PlainSpec;
+pub use super::refusal::SandboxError;
+use super::role::{HELPER_PID, send_fds};
+use super::steps::{Report, own_exe};
+use super::{family, mounts, processes};
 
 /// How long the whole set-up may take. It takes some tens of milliseconds; a machine under a full build some seconds.
 const START_MAX: Duration = Duration::from_secs(20);
@@ -63,8 +68,9 @@ const SOCKET_PATH_MAX_BYTES: usize = 107;
 /// The log of the sandbox's helpers and of its first process is begun anew beyond this size.
 const LOG_MAX_BYTES: u64 = 8 << 20;
 
-/// The sandbox's own address in its first zone, where instances of every zone reach what a role listens on.
-pub const ROLES_ADDRESS: Ipv4Addr = super::netlink::gateway(0);
+/// What plain processes do without.
+const LEFT_OUT: &str =
+    "instances have no network, files or process numbers of their own, so there are no network monkeys";
 
 /// How instances are kept apart: `--isolation`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,9 +78,9 @@ pub const ROLES_ADDRESS: Ipv4Addr = super::netlink::gateway(0);
 pub enum Isolation {
     /// Each instance in its own network, mount, pid and host name namespaces.
     Namespaces,
-    /// Plain processes on 127.x.y.z. Not in this build.
+    /// Plain processes, each with its own address of the loopback, 127.x.y.z.
     Processes,
-    /// Namespaces where the machine allows them.
+    /// Namespaces where the machine allows them, else plain processes.
     Auto,
 }
 
@@ -113,88 +119,27 @@ pub struct SandboxSpec {
     pub boot_delay: Duration,
     /// How long a young instance may be unhealthy before it is replaced.
     pub grace: Duration,
-    /// Where instances find the registry, from inside the sandbox.
-    pub eureka_url: String,
+    /// Where the registry will listen, at [`Sandbox::roles_address`].
+    pub registry_port: u16,
 }
 
-/// Why there is no sandbox.
-#[derive(Debug, thiserror::Error)]
-pub enum SandboxError {
-    #[error("this machine refuses the sandbox: {step}: {detail} (errno {errno}). {hint}")]
-    Step { step: String, errno: i32, detail: String, hint: &'static str },
-    #[error("isolation `processes` is not in this build; give `--isolation namespaces`, or `auto` where it is allowed")]
-    NoProcesses,
-    #[error(
-        "the state folder's path is too long for a socket: `{path}` has {length} bytes, 107 are allowed; give a shorter --state"
-    )]
-    PathTooLong { path: PathBuf, length: usize },
-    #[error("could not use the state folder `{path}`")]
-    State {
-        path: PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
-    #[error("could not start the sandbox's helper `{exe}`")]
-    Spawn {
-        exe: PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
-    #[error("the sandbox's helper ended without saying why")]
-    Silent,
-    #[error("the sandbox was not ready within {} s", limit.as_secs())]
-    TooSlow { limit: Duration },
-    #[error("the embedded cloud could not start: {detail}")]
-    Cloud { detail: String },
-    #[error("could not hand descriptors to a role")]
-    Hand(#[source] std::io::Error),
-}
-
-impl From<StepFailed> for SandboxError {
-    fn from(failed: StepFailed) -> Self {
-        if failed.step == CLOUD_STEP {
-            return Self::Cloud { detail: failed.detail };
-        }
-        let hint = hint(failed.errno, &failed.step);
-        Self::Step { step: failed.step, errno: failed.errno, detail: failed.detail, hint }
-    }
-}
-
-/// The setting that would most likely allow the step.
-fn hint(errno: i32, step: &str) -> &'static str {
-    use nix::errno::Errno;
-    let is = |of: &[Errno]| of.iter().any(|of| *of as i32 == errno);
-    if is(&[Errno::ENOSPC]) {
-        "The sysctl user.max_user_namespaces (or another user.max_*_namespaces) is 0 or used up: raise it."
-    } else if is(&[Errno::EUSERS]) {
-        "User namespaces are nested too deeply here: start Troop outside of the inner container."
-    } else if is(&[Errno::EINVAL]) && step.starts_with("unshare") {
-        "This kernel was built without these namespaces (CONFIG_USER_NS, CONFIG_NET_NS, CONFIG_PID_NS)."
-    } else if is(&[Errno::EACCES]) && step.starts_with("start ") {
-        "The executable lies in a folder that this user may not enter: copy it to one that all may read."
-    } else if is(&[Errno::EPERM]) && step == "uid_map" && nix::unistd::geteuid().is_root() {
-        "This is root without CAP_SETFCAP, for whom the kernel maps no user: start Troop as an ordinary user, or keep \
-         that capability (or CAP_SYS_ADMIN) in the container."
-    } else if is(&[Errno::EPERM, Errno::EACCES]) {
-        "Allow unprivileged user namespaces: the sysctls kernel.unprivileged_userns_clone=1 and, on Ubuntu, \
-         kernel.apparmor_restrict_unprivileged_userns=0 (or an AppArmor profile for this binary); in a container, \
-         a seccomp profile that lets unshare and mount pass and an unmasked /proc; or start as root."
-    } else {
-        "Isolation `processes` will need none of this; it is not in this build."
-    }
-}
-
-/// A running sandbox. Dropping it ends everything inside.
+/// A running sandbox, or what stands for one. Dropping it ends everything inside.
 #[derive(Debug)]
 pub struct Sandbox {
     /// As the spec has it, looked up at each use: a rebuild may take its path away.
     exe: PathBuf,
     state_dir: PathBuf,
-    /// The sandbox's first process, as the supervisor's pid namespace numbers it.
+    /// The cloud process, which is the sandbox's first one, as the supervisor's pid namespace numbers it.
     pub init_pid: u32,
+    /// The isolation in force: never `Auto`.
+    pub isolation: Isolation,
+    /// What that leaves out, in one line, and why it is so.
+    pub left_out: Option<String>,
     helper: Child,
     /// The helper ends everything when this is closed.
     alive: Option<ChildStdin>,
+    /// The addresses of plain processes.
+    claim: Option<Claim>,
 }
 
 /// A command that runs a role inside the sandbox.
@@ -207,15 +152,12 @@ pub struct Entered {
 }
 
 /// Starts a sandbox and returns when the cloud process inside listens on STATE/run/cloud.sock. Blocks; from async code
-/// call it on a blocking thread (the thread may end, the sandbox does not mind).
+/// call it on a blocking thread (the thread may end, the sandbox does not mind). What an earlier start on this STATE has
+/// left running is ended first.
 ///
 /// # Errors
 /// [`SandboxError`]; nothing is left running then.
 pub fn start(spec: &SandboxSpec) -> Result<Sandbox, SandboxError> {
-    match spec.isolation {
-        Isolation::Processes => return Err(SandboxError::NoProcesses),
-        Isolation::Namespaces | Isolation::Auto => {}
-    }
     let state = |source| SandboxError::State { path: spec.state_dir.clone(), source };
     for part in ["cloud", "run", "logs"] {
         std::fs::create_dir_all(spec.state_dir.join(part)).map_err(state)?;
@@ -226,9 +168,54 @@ pub fn start(spec: &SandboxSpec) -> Result<Sandbox, SandboxError> {
     if length > SOCKET_PATH_MAX_BYTES {
         return Err(SandboxError::PathTooLong { path: socket, length });
     }
+    end_recorded(&state_dir);
     let log = log(&state_dir).map_err(state)?;
     let inside = SandboxSpec { state_dir, ..spec.clone() };
-    run_helper("sandbox", &inside, log.into(), START_MAX)
+    let namespaces = |log: File| run_helper(&inside, "sandbox", &inside, log.into(), START_MAX);
+    match spec.isolation {
+        Isolation::Namespaces => namespaces(log),
+        Isolation::Processes => start_plain(&inside, log, None),
+        Isolation::Auto => match namespaces(log.try_clone().map_err(state)?) {
+            // Whatever step it was, also one at which the kernel ended the helper (seccomp): there is no sandbox here.
+            Err(refused @ (SandboxError::Step { .. } | SandboxError::Silent)) => {
+                start_plain(&inside, log, Some(&refused))
+            }
+            started => started,
+        },
+    }
+}
+
+fn start_plain(inside: &SandboxSpec, log: File, refused: Option<&SandboxError>) -> Result<Sandbox, SandboxError> {
+    let port = inside.registry_port;
+    let claim = network::claim(&inside.state_dir, port).map_err(|source| SandboxError::NoLoopback { port, source })?;
+    let spec = PlainSpec { sandbox: inside.clone(), network: claim.network, parent: std::process::id() };
+    let started = run_helper(inside, "processes", &spec, log.into(), START_MAX);
+    let mut sandbox = started.map_err(SandboxError::without_hint)?;
+    sandbox.isolation = Isolation::Processes;
+    sandbox.claim = Some(claim);
+    sandbox.left_out = Some(match refused {
+        Some(refused) => format!("{LEFT_OUT}; {refused}"),
+        None => format!("{LEFT_OUT}; `--isolation namespaces` has them"),
+    });
+    Ok(sandbox)
+}
+
+fn end_recorded(state_dir: &Path) {
+    let ended = family::end_recorded(state_dir);
+    if ended > 0 {
+        tracing::warn!(ended, "processes of instances had outlived an earlier start and were ended");
+    }
+}
+
+/// Lets a STATE folder whose supervisor is dead be removed: ends what outlived it, and gives the folders of images back
+/// to their owner. Does nothing with a folder of somebody else's, whatever lies in it.
+pub fn release(state_dir: &Path) {
+    use std::os::unix::fs::MetadataExt as _;
+    let is_ours = |at: std::fs::Metadata| at.is_dir() && at.uid() == nix::unistd::geteuid().as_raw();
+    if std::fs::symlink_metadata(state_dir).is_ok_and(is_ours) {
+        end_recorded(state_dir);
+        processes::unseal_images(state_dir);
+    }
 }
 
 /// Tries the whole set-up in a child that ends at once, as `--isolation auto` needs to know.
@@ -242,9 +229,9 @@ pub fn probe(exe: &Path) -> Result<(), SandboxError> {
         isolation: Isolation::Namespaces,
         boot_delay: Duration::ZERO,
         grace: Duration::ZERO,
-        eureka_url: String::new(),
+        registry_port: 0,
     };
-    run_helper("probe", &spec, Stdio::null(), PROBE_MAX).map(drop)
+    run_helper(&spec, "probe", &spec, Stdio::null(), PROBE_MAX).map(drop)
 }
 
 fn resolve(exe: &Path) -> Result<PathBuf, SandboxError> {
@@ -265,9 +252,16 @@ fn log(state_dir: &Path) -> std::io::Result<File> {
     Ok(log)
 }
 
-fn run_helper(what: &str, spec: &SandboxSpec, log: Stdio, limit: Duration) -> Result<Sandbox, SandboxError> {
+/// Starts the helper `what` with its own spec, and waits until it is ready.
+fn run_helper(
+    spec: &SandboxSpec,
+    what: &str,
+    told: &impl Serialize,
+    log: Stdio,
+    limit: Duration,
+) -> Result<Sandbox, SandboxError> {
     let spawn = |source| SandboxError::Spawn { exe: spec.exe.clone(), source };
-    let text = serde_json::to_string(spec).map_err(|e| spawn(e.into()))?;
+    let text = serde_json::to_string(told).map_err(|e| spawn(e.into()))?;
     let mut helper = Command::new(resolve(&spec.exe)?)
         .arg0("troop")
         .args([super::INTERNAL, what, &text])
@@ -279,7 +273,16 @@ fn run_helper(what: &str, spec: &SandboxSpec, log: Stdio, limit: Duration) -> Re
         .spawn()
         .map_err(spawn)?;
     let (alive, reports) = (helper.stdin.take(), helper.stdout.take());
-    let mut sandbox = Sandbox { exe: spec.exe.clone(), state_dir: spec.state_dir.clone(), init_pid: 0, helper, alive };
+    let mut sandbox = Sandbox {
+        exe: spec.exe.clone(),
+        state_dir: spec.state_dir.clone(),
+        init_pid: 0,
+        isolation: Isolation::Namespaces,
+        left_out: None,
+        helper,
+        alive,
+        claim: None,
+    };
     let (tell, told) = std::sync::mpsc::channel();
     if let Some(reports) = reports {
         std::thread::spawn(move || {
@@ -324,15 +327,28 @@ impl Sandbox {
         let named: Vec<_> = fds.iter().map(|(name, fd)| ((*name).to_owned(), fd.as_fd())).collect();
         send_fds(&line, &named).map_err(SandboxError::Hand)?;
         let mut command = Command::new(resolve(&self.exe)?);
+        let (how, of, number, exe) = match self.isolation {
+            Isolation::Namespaces | Isolation::Auto => {
+                ("enter", "--pid", self.init_pid, mounts::kept_exe(&self.state_dir))
+            }
+            Isolation::Processes => ("attend", "--parent", std::process::id(), processes::kept_exe(&self.state_dir)),
+        };
         command
             .arg0("troop")
-            .args([super::INTERNAL, "enter", "--pid", &self.init_pid.to_string(), "--exe"])
-            .arg(super::mounts::kept_exe(&self.state_dir))
+            .args([super::INTERNAL, how, of, &number.to_string(), "--exe"])
+            .arg(exe)
             .arg("--")
+            .env_remove(HELPER_PID)
             .args(role_args)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .process_group(0);
         Ok(Entered { command, line })
+    }
+
+    /// The address under which instances of every zone reach what a role listens on.
+    #[must_use]
+    pub fn roles_address(&self) -> Ipv4Addr {
+        self.claim.as_ref().map_or(Network::SANDBOX, |claim| claim.network).roles()
     }
 
     /// The helper's pid: it made the sandbox and ends it when this process dies.
@@ -365,7 +381,14 @@ impl Sandbox {
     /// When the helper cannot be waited for.
     pub fn end(&mut self) -> std::io::Result<i32> {
         drop(self.alive.take());
-        self.wait()
+        let ended = self.wait();
+        // A reaper that was killed has left to us what it would have ended. The folders of images are given back here
+        // and not by the cloud process, which is not waited for once it has answered its last request.
+        if self.isolation == Isolation::Processes {
+            end_recorded(&self.state_dir);
+            processes::unseal_images(&self.state_dir);
+        }
+        ended
     }
 }
 
@@ -380,30 +403,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plain_processes_are_refused_by_name_of_the_setting() {
-        let spec = SandboxSpec {
-            exe: "/proc/self/exe".into(),
-            state_dir: "/nonexistent".into(),
-            isolation: Isolation::Processes,
-            boot_delay: Duration::ZERO,
-            grace: Duration::ZERO,
-            eureka_url: String::new(),
-        };
-        assert!(start(&spec).unwrap_err().to_string().contains("--isolation namespaces"));
-    }
-
-    #[test]
-    fn every_refusal_of_the_kernel_names_a_setting() {
-        for (errno, step, word) in [
-            (28, "unshare", "max_user_namespaces"),
-            (1, "unshare", "unprivileged_userns_clone"),
-            (87, "unshare", "nested"),
-            (22, "unshare", "CONFIG_USER_NS"),
-        ] {
-            let failed = StepFailed { step: step.into(), errno, detail: "refused".into() };
-            let text = SandboxError::from(failed).to_string();
-            assert!(text.contains(word), "{text}");
-        }
+    fn a_folder_that_only_points_to_a_state_is_not_released() {
+        use std::os::unix::fs::{PermissionsExt as _, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        let image = state.join("cloud/images/ami-1");
+        std::fs::create_dir_all(&image).unwrap();
+        std::fs::set_permissions(&image, std::fs::Permissions::from_mode(0o555)).unwrap();
+        let mode = || std::fs::metadata(&image).unwrap().permissions().mode() & 0o777;
+        symlink(&state, dir.path().join("link")).unwrap();
+        release(&dir.path().join("link"));
+        assert_eq!(mode(), 0o555);
+        release(&state);
+        assert_eq!(mode(), 0o755);
     }
 
     #[test]

@@ -26,6 +26,7 @@ use super::client::{SOCKET_PATH_MAX_BYTES, socket_path};
 use super::controller::{Controller, Effect, Event, Now, Settings, TERM_TO_KILL};
 use super::image::{self, ImageError, Package};
 use super::init::Clock;
+use super::network::Network;
 use super::protocol::{Request, Response, Routes};
 use super::runtime::{Exit, Runtime};
 use super::state::{Saved, Seen, StateError, Tokens};
@@ -56,6 +57,10 @@ pub(crate) struct ServerSpec {
     pub(crate) grace: Duration,
     /// Handed to every instance as it is.
     pub(crate) eureka_url: String,
+    /// Where instances' addresses come from.
+    pub(crate) network: Network,
+    /// Images with a lower port are refused.
+    pub(crate) port_min: u16,
 }
 
 /// Why the cloud process could not start. (Once started, it answers errors and lives on.)
@@ -211,6 +216,8 @@ impl Server {
             boot_delay: spec.boot_delay,
             grace: spec.grace,
             eureka_url: spec.eureka_url.clone(),
+            network: spec.network,
+            port_min: spec.port_min,
             images: images.clone(),
             logs,
         };
@@ -398,11 +405,14 @@ impl Server {
 
     fn imported(&mut self, result: Result<Package, ImageError>, reply: oneshot::Sender<Response>) {
         let response = match result {
-            Ok(package) => {
-                let image = package.image.clone();
-                self.feed(Event::Imported(Box::new(package)));
-                Response::Image(image)
-            }
+            Ok(package) => match self.controller.refuses(&package) {
+                Some(why) => Response::Error(why),
+                None => {
+                    let image = package.image.clone();
+                    self.feed(Event::Imported(Box::new(package)));
+                    Response::Image(image)
+                }
+            },
             Err(error) => Response::Error(in_full(&error)),
         };
         drop(reply.send(response));

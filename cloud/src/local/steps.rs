@@ -96,6 +96,22 @@ pub(crate) fn die_with_parent(line: impl AsFd) -> Result<(), StepFailed> {
     Ok(())
 }
 
+/// As [`die_with_parent`] where parent and child number processes alike: `parent` is the number that started this one,
+/// and no longer its parent's once that has died.
+pub(crate) fn die_with(parent: u32) -> Result<(), StepFailed> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .step("prctl(PR_SET_PDEATHSIG)")?;
+    is_child_of(parent)
+}
+
+pub(crate) fn is_child_of(parent: u32) -> Result<(), StepFailed> {
+    let own = rustix::process::getppid().and_then(|pid| u32::try_from(pid.as_raw_nonzero().get()).ok());
+    if own == Some(parent) {
+        return Ok(());
+    }
+    Err(StepFailed { step: "start".into(), errno: 0, detail: "the parent died meanwhile".into() })
+}
+
 /// Whether the other side of a pipe or stream socket is gone.
 pub(crate) fn hung_up(line: impl AsFd) -> Result<bool, rustix::io::Errno> {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};

@@ -17,6 +17,79 @@ pub(crate) fn troop() -> &'static str {
     env!("CARGO_BIN_EXE_troop")
 }
 
+/// On what kind of machine something is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Machine {
+    /// This one.
+    AsItIs,
+    /// This one, and plain processes are asked for.
+    Plain,
+    /// As a default container looks: user namespaces are forbidden, no capability is held, and where this test is
+    /// root's, the user is nobody.
+    Container,
+}
+
+impl Machine {
+    /// The binary, to be run there by whoever may write to `folder`.
+    pub(crate) fn command(self, folder: &Path) -> Command {
+        if self != Self::Container {
+            return Command::new(troop());
+        }
+        let mut words: Vec<PathBuf> = Vec::new();
+        let mut exe = PathBuf::from(troop());
+        if works(&[AS_NOBODY, "true"]) {
+            // The build's folder may be root's alone.
+            exe = folder.join("troop-of-nobody");
+            if !exe.exists() {
+                std::fs::copy(troop(), &exe).unwrap();
+            }
+            give_to_nobody(folder);
+            words.extend(AS_NOBODY.split(' ').map(PathBuf::from));
+        }
+        if works(&[IN_A_SPACE, "true"]) {
+            let inside = "echo 0 > /proc/sys/user/max_user_namespaces \
+                          && exec setpriv --inh-caps=-all --bounding-set=-all -- \"$@\"";
+            words.extend(IN_A_SPACE.split(' ').map(PathBuf::from));
+            words.extend(["sh", "-c", inside, "sh"].map(PathBuf::from));
+        }
+        words.push(exe);
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
+        command
+    }
+
+    /// What the line says that a container's `troop up` prints: the setting, where it was this test that set it.
+    pub(crate) fn setting() -> &'static str {
+        if works(&[IN_A_SPACE, "true"]) { "user.max_user_namespaces" } else { "refuses the sandbox" }
+    }
+
+    fn flags(self) -> &'static [&'static str] {
+        match self {
+            Self::Plain => &["--isolation", "processes"],
+            Self::AsItIs | Self::Container => &[],
+        }
+    }
+}
+
+/// Loses every capability with it.
+const AS_NOBODY: &str = "setpriv --reuid=65534 --regid=65534 --clear-groups";
+/// A user namespace in which others can be forbidden. Where they are forbidden already, nothing needs to be.
+const IN_A_SPACE: &str = "unshare --user --map-root-user --mount";
+
+fn works(words: &[&str]) -> bool {
+    let words: Vec<&str> = words.iter().flat_map(|words| words.split(' ')).collect();
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+fn give_to_nobody(path: &Path) {
+    std::os::unix::fs::lchown(path, Some(65_534), Some(65_534)).unwrap();
+    if std::fs::symlink_metadata(path).unwrap().is_dir() {
+        std::fs::read_dir(path).unwrap().flatten().for_each(|entry| give_to_nobody(&entry.path()));
+    }
+}
+
 /// A supervisor and its state folder.
 pub(crate) struct Up {
     pub(crate) state: PathBuf,
@@ -57,10 +130,14 @@ pub(crate) fn new_state() -> tempfile::TempDir {
 
 /// Writes an image of the sample service.
 pub(crate) fn image(folder: &Path, version: &str, app: &str) -> PathBuf {
+    image_that_runs(folder, version, app, &["troop", "sample-app"], 8080)
+}
+
+pub(crate) fn image_that_runs(folder: &Path, version: &str, app: &str, command: &[&str], port: u16) -> PathBuf {
     let path = folder.join(format!("hello-{version}"));
     std::fs::create_dir_all(&path).unwrap();
     let manifest = format!(
-        "name = \"hello\"\nversion = \"{version}\"\ncommand = [\"troop\", \"sample-app\"]\nport = 8080\n\
+        "name = \"hello\"\nversion = \"{version}\"\ncommand = {command:?}\nport = {port}\n\
          health_path = \"/health\"\nregistry = \"required\"\n"
     );
     std::fs::write(path.join("troop-image.toml"), manifest).unwrap();
@@ -71,8 +148,12 @@ pub(crate) fn image(folder: &Path, version: &str, app: &str) -> PathBuf {
 impl Up {
     /// Starts in a folder of its own and returns once the control plane answers.
     pub(crate) fn start() -> Self {
+        Self::start_on(Machine::AsItIs)
+    }
+
+    pub(crate) fn start_on(machine: Machine) -> Self {
         let dir = new_state();
-        let mut up = Self::spawn(dir.path());
+        let mut up = Self::spawn_on(machine, dir.path());
         up._dir = Some(dir);
         up.wait_until_it_answers();
         up
@@ -80,15 +161,26 @@ impl Up {
 
     /// Starts on a state folder that was used before.
     pub(crate) fn start_in(state: &Path) -> Self {
-        let mut up = Self::spawn(state);
+        Self::start_on_in(Machine::AsItIs, state)
+    }
+
+    pub(crate) fn start_on_in(machine: Machine, state: &Path) -> Self {
+        let mut up = Self::spawn_on(machine, state);
         up.wait_until_it_answers();
         up
     }
 
     pub(crate) fn spawn(state: &Path) -> Self {
+        Self::spawn_on(Machine::AsItIs, state)
+    }
+
+    pub(crate) fn spawn_on(machine: Machine, state: &Path) -> Self {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(state.join("up.log")).unwrap();
-        let child = Command::new(troop())
-            .args(["up", "--port", "0", "--boot-delay", "300ms", "--state"])
+        let child = machine
+            .command(state)
+            .args(["up", "--port", "0", "--boot-delay", "300ms"])
+            .args(machine.flags())
+            .arg("--state")
             .arg(state)
             .arg("--policies")
             .arg(state.join("policies"))
@@ -172,14 +264,14 @@ impl Up {
         began.elapsed()
     }
 
-    /// The pids, as the host sees them, of a role's processes inside the sandbox (the helper that entered it left out).
+    /// The pids, as the host sees them, of a role's processes (the helper that started it left out).
     pub(crate) fn role_pids(&self, role: &str) -> Vec<i32> {
         let needle = ["role", role];
         let mut pids = Vec::new();
         for (pid, words) in processes() {
             let ours = words.iter().any(|w| Path::new(w).starts_with(&self.state));
             let is_role = words.windows(2).any(|w| w == needle);
-            let is_helper = words.iter().any(|w| w == "enter");
+            let is_helper = words.iter().any(|w| w == "enter" || w == "attend");
             if ours && is_role && !is_helper {
                 pids.push(pid);
             }

@@ -121,6 +121,9 @@ async fn tell(state: &StateDir, info: &UpInfo, policies: &Path, stop: Cancellati
         "balancer  http://{}  (the first label of Host names the cluster; isolation: {})",
         info.balancer, info.isolation
     ));
+    if let Some(left_out) = &info.left_out {
+        ui::line(&format!("isolation {}: {left_out}", info.isolation));
+    }
     ui::line(&format!("state     {}", state.path().display()));
     ui::line(&format!("policies  {}{}", policies.display(), policies_note(policies)));
     if live.is_none() {

@@ -5,6 +5,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use troop_cloud::local::sandbox::release;
+
 /// Folders of demos are named `troop-demo-` and six characters.
 const PREFIX: &str = "troop-demo-";
 /// In a folder that shall stay, so that the next demo does not take it for a dead one's.
@@ -43,6 +45,7 @@ impl Folder {
     }
 
     pub(super) fn remove(&self) -> io::Result<()> {
+        release(&self.path);
         match fs::remove_dir_all(&self.path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             Ok(()) | Err(_) => {}
@@ -57,6 +60,8 @@ pub(super) fn sweep_dead_demos() {
     for entry in entries.flatten() {
         let ours = entry.file_name().to_string_lossy().starts_with(PREFIX);
         if ours && entry.file_type().is_ok_and(|t| t.is_dir()) && is_dead(&entry.path()) {
+            // An instance that outlived its demo is known by what lies in there alone.
+            release(&entry.path());
             // Another user's folder stays; that is not ours to say anything about.
             let _removed = fs::remove_dir_all(entry.path());
         }

@@ -124,6 +124,9 @@ async fn run_in(options: &DemoOptions, folder: &Path, stop: CancellationToken) -
     let text =
         format!("region r1, zones r1a r1b r1c; isolation: {}; state: {} ({fate})", info.isolation, folder.display());
     say(began, "cloud", &text);
+    if let Some(left_out) = &info.left_out {
+        say(began, "cloud", &format!("isolation {}: {left_out}", info.isolation));
+    }
     let end = stop.child_token();
     let mut running = tokio::spawn(supervisor.run(end.clone()));
     let stage = chapters::Stage { state, info, images, calendar, calendar_file, began };

@@ -106,8 +106,12 @@ pub struct UpInfo {
     pub pid: u32,
     /// `127.0.0.1:8080`.
     pub balancer: String,
+    /// The one in force: `namespaces` or `processes`.
     pub isolation: String,
-    /// The sandbox's first process, as the host sees it.
+    /// What that leaves out, and why it is so.
+    #[serde(default)]
+    pub left_out: Option<String>,
+    /// The cloud process, the sandbox's first one, as the host sees it.
     pub cloud_pid: u32,
     pub started_at: Timestamp,
 }
@@ -173,8 +177,8 @@ impl Supervisor {
             schema: 1,
             pid: std::process::id(),
             balancer: address.to_string(),
-            // The only one there is yet: `auto` has found that it is allowed.
-            isolation: Isolation::Namespaces.to_string(),
+            isolation: sandbox.isolation.to_string(),
+            left_out: sandbox.left_out.clone(),
             cloud_pid: sandbox.init_pid,
             started_at: clock::real_now(),
         };
@@ -196,7 +200,8 @@ impl Supervisor {
         let _cutter = AbortOnDropHandle::new(tokio::spawn(keep::cut_logs(Arc::clone(&logs))));
         // In the order in which they end: first the control plane, so that nothing new begins.
         let mut running = Vec::new();
-        for roles in roles(&options, balancer, to_serve) {
+        let registry = SocketAddr::from((lock(&sandbox).roles_address(), roles::REGISTRY_PORT));
+        for roles in roles(&options, registry, balancer, to_serve) {
             let end = CancellationToken::new();
             let keep = |role| tokio::spawn(keep::keep(role, Arc::clone(&sandbox), Arc::clone(&logs), end.clone()));
             running.push((roles.into_iter().map(keep).collect::<Vec<_>>(), end));
@@ -250,7 +255,7 @@ fn spec(options: &UpOptions) -> SandboxSpec {
         isolation: options.isolation,
         boot_delay: options.boot_delay,
         grace: options.grace,
-        eureka_url: format!("http://{}/eureka/v2", roles::REGISTRY),
+        registry_port: roles::REGISTRY_PORT,
     }
 }
 
@@ -278,7 +283,7 @@ async fn start_sandbox(spec: SandboxSpec, stop: &CancellationToken) -> Result<Sa
 }
 
 /// The roles, in groups that end one after the other.
-fn roles(options: &UpOptions, listener: TcpListener, to_serve: keep::ToServe) -> [Vec<Role>; 3] {
+fn roles(options: &UpOptions, registry: SocketAddr, listener: TcpListener, to_serve: keep::ToServe) -> [Vec<Role>; 3] {
     let flag = |name: &str, value: &OsStr| [OsString::from(name), value.to_owned()];
     let optional = |name: &str, value: &Option<PathBuf>| {
         value.iter().flat_map(|value| flag(name, value.as_os_str())).collect::<Vec<_>>()
@@ -296,17 +301,18 @@ fn roles(options: &UpOptions, listener: TcpListener, to_serve: keep::ToServe) ->
         handed: Handed::Listener(Arc::clone(&listener)),
         ends_within: BALANCER_ENDS_WITHIN,
     };
+    let registry_at = flag("--registry", registry.to_string().as_ref());
     let policies = flag("--policies", options.policies.as_os_str());
     let calendar = optional("--calendar", &options.calendar_file);
     let serve = Role {
         name: "serve".to_owned(),
-        args: args("serve", &[&policies, &site, &calendar]),
+        args: args("serve", &[&registry_at, &policies, &site, &calendar]),
         handed: Handed::Connections(to_serve),
         ends_within: SERVE_ENDS_WITHIN,
     };
     let registry = Role {
         name: "registry".to_owned(),
-        args: args("registry", &[&site]),
+        args: args("registry", &[&registry_at, &site]),
         handed: Handed::Nothing,
         ends_within: REGISTRY_ENDS_WITHIN,
     };

@@ -1,4 +1,4 @@
-//! The processes that run inside the sandbox: `troop role registry|balancer|serve`, started by [`super::Supervisor`] and
+//! The processes that run inside the sandbox, or beside each other without one: `troop role registry|balancer|serve`, started by [`super::Supervisor`] and
 //! by nobody else.
 //!
 //! Each begins by taking what it was handed, and ends when it is told to, or when the line to the supervisor ends.
@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::future::Future;
 use std::io;
-use std::net::{SocketAddr, SocketAddrV4, TcpListener};
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -21,7 +21,6 @@ use tokio_util::task::AbortOnDropHandle;
 use troop_cloud::local::balancer::{self, BalancerError};
 use troop_cloud::local::client::LocalCloud;
 use troop_cloud::local::role::{Inherited, begin_role};
-use troop_cloud::local::sandbox::ROLES_ADDRESS;
 use troop_ledger::{Ledger, Stamp};
 use troop_policies::draw::SiteSecret;
 use troop_registry::client::RegistryClient;
@@ -42,8 +41,8 @@ use crate::world::{Joined, chain};
 
 /// The first argument of a role.
 pub const ROLE: &str = "role";
-/// Where the registry listens, inside the sandbox.
-pub const REGISTRY: SocketAddrV4 = SocketAddrV4::new(ROLES_ADDRESS, 8761);
+/// Where the registry listens, at the address that the sandbox has for roles.
+pub(super) const REGISTRY_PORT: u16 = 8761;
 /// The name under which a worker of the balancer is handed its listener.
 pub(super) const LISTENER: &str = "listener";
 /// The name under which the control plane is handed its end of the pair over which connections come.
@@ -145,6 +144,12 @@ impl Flags {
         self.flags.get(flag).map(OsString::as_os_str).ok_or_else(missing)
     }
 
+    /// Where the registry listens.
+    fn registry(&self) -> Result<SocketAddr, RoleError> {
+        let wrong = |e| RoleError::Arguments { why: format!("--registry: {e}") };
+        self.needed("--registry")?.to_string_lossy().parse().map_err(wrong)
+    }
+
     fn state(&self) -> Result<StateDir, RoleError> {
         Ok(StateDir::find(Some(Path::new(self.needed("--state")?)), |_| None)?)
     }
@@ -194,7 +199,7 @@ fn block_on<F: Future<Output = Result<(), RoleError>>>(
 async fn registry(flags: Flags, stop: CancellationToken) -> Result<(), RoleError> {
     let state = flags.state()?;
     let lease = site::read(flags.path("--site").as_deref())?.site.registry_lease;
-    let listener = tokio::net::TcpListener::bind(SocketAddr::from(REGISTRY)).await;
+    let listener = tokio::net::TcpListener::bind(flags.registry()?).await;
     let listener = listener.map_err(|source| RoleError::Io { what: "open the registry's listener", source })?;
     let clock = Arc::new(clock::real_now);
     Ok(troop_registry::server::serve(listener, state.registry_table(), lease, clock, stop).await?)
@@ -291,7 +296,8 @@ async fn core(flags: &Flags) -> Result<Arc<Core>, String> {
     if let Err(why) = &secret {
         tracing::error!(why, "nothing is planned or done");
     }
-    let registry = RegistryClient::new(format!("http://{REGISTRY}")).map_err(|e| chain(&e))?;
+    let registry = flags.registry().map_err(|e| chain(&e))?;
+    let registry = RegistryClient::new(format!("http://{registry}")).map_err(|e| chain(&e))?;
     let world = Arc::new(Joined { cloud: Arc::new(LocalCloud::new(state.path())), registry });
     let dial = Dial::Through(state.outside_socket());
     Ok(Core::new(Parts { state, site: site.site, policies_dir, ledger, world, calendar, secret, dial }))
@@ -398,6 +404,11 @@ mod tests {
         let flags = parse(&["serve", "--state", "/s"]).unwrap();
         assert_eq!(flags.state().unwrap().path(), Path::new("/s"));
         assert!(matches!(flags.needed("--policies"), Err(RoleError::Arguments { .. })));
+        assert!(matches!(flags.registry(), Err(RoleError::Arguments { .. })));
+        assert!(matches!(
+            parse(&["registry", "--registry", "here"]).unwrap().registry(),
+            Err(RoleError::Arguments { .. })
+        ));
     }
 
     #[tokio::test]

@@ -128,8 +128,9 @@ impl Controller {
         if self.groups.contains_key(name) {
             return Err(format!("there is a group `{name}` already"));
         }
-        if !self.packages.contains_key(image) {
-            return Err(format!("there is no image `{image}`"));
+        let package = self.packages.get(image).ok_or_else(|| format!("there is no image `{image}`"))?;
+        if let Some(why) = self.refuses(package) {
+            return Err(why);
         }
         if zones.is_empty() {
             return Err(format!("`{name}` is given no zone"));

@@ -240,7 +240,7 @@ impl Controller {
         let last = self.last_host.get_mut(zone)?;
         for _ in HOST_MIN..=HOST_MAX {
             *last = if *last >= HOST_MAX { HOST_MIN } else { *last + 1 };
-            let address = Ipv4Addr::new(10, 77, number, *last);
+            let address = self.settings.network.address(number, *last);
             let taken = self.resting.contains_key(&address) || self.members.values().any(|m| m.address == address);
             if !taken {
                 return Some(address);

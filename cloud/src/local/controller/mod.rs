@@ -28,6 +28,8 @@ use troop_policies::{AccountName, ClusterName, GroupName, ImageId, InstanceId, I
 use self::acts::Act;
 use self::workers::Worker;
 use super::image::Package;
+use super::network::Network;
+use super::processes::port_too_low;
 use super::protocol::{Routes, Verdict};
 use super::runtime::{EndBy, Launch};
 use super::state::{Saved, SavedGroup};
@@ -70,6 +72,9 @@ pub(crate) struct Settings {
     pub(crate) boot_delay: Duration,
     pub(crate) grace: Duration,
     pub(crate) eureka_url: String,
+    pub(crate) network: Network,
+    /// Images with a lower port are refused.
+    pub(crate) port_min: u16,
     /// STATE/cloud/images.
     pub(crate) images: PathBuf,
     /// STATE/cloud/logs.
@@ -308,6 +313,12 @@ impl Controller {
         const QUIET: Duration = Duration::from_millis(250);
         let busy = !self.acts.is_empty() || self.members.values().any(|m| !m.in_service());
         if busy { BUSY } else { QUIET }
+    }
+
+    /// Why no instance of an image can be here.
+    pub(crate) fn refuses(&self, package: &Package) -> Option<String> {
+        let Package { image, port, .. } = package;
+        (*port < self.settings.port_min).then(|| port_too_low(&image.name, *port))
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -33,6 +33,8 @@ fn settings() -> Settings {
         boot_delay: BOOT,
         grace: GRACE,
         eureka_url: "http://10.77.0.1:8761/eureka/v2".into(),
+        network: Network::SANDBOX,
+        port_min: 0,
         images: "/state/cloud/images".into(),
         logs: "/state/cloud/logs".into(),
     }

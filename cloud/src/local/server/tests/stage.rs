@@ -20,6 +20,7 @@ use troop_policies::{GroupName, ImageId, InstanceId, RegionName, ZoneName};
 use crate::Cloud as _;
 use crate::contract::Loss;
 use crate::local::client::{LocalCloud, socket_path};
+use crate::local::network::Network;
 use crate::local::protocol::{
     FromWorker, Hello, PROTOCOL_VERSION, Request, Response, Routes, Verdict, frames, receive, send,
 };
@@ -85,6 +86,8 @@ fn spec(state_dir: &Path) -> ServerSpec {
         boot_delay: Duration::from_millis(20),
         grace: Duration::from_secs(30),
         eureka_url: "http://10.77.0.1:8761/eureka/v2".into(),
+        network: Network::SANDBOX,
+        port_min: 0,
     }
 }
 
