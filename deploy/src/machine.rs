@@ -195,6 +195,7 @@ fn scripted(push: Push, seen: &Seen<'_>) -> Move {
         match script::need(*action, &push, inventory) {
             Need::Nothing => {}
             Need::Wait(why) => return wait(push, why),
+            Need::Never(why) => return Move::wait(ended(push, why, seen.now)),
             Need::Step(step) => {
                 let floor = floor(&push, seen);
                 let statuses = seen.statuses.cloned().unwrap_or_default();
@@ -336,6 +337,13 @@ fn moved_on(push: &Push, inventory: &Inventory) -> Option<String> {
 pub(crate) fn cancelled(push: Push, because: String, now: Timestamp) -> Push {
     let note = because.clone();
     Push { because: Some(because), ..push }.into_phase(Phase::Cancel, now, note)
+}
+
+/// Given up before anything was done: the group of that name is not this push's to disable, keep or reap.
+fn ended(push: Push, because: String, now: Timestamp) -> Push {
+    let note = because.clone();
+    let push = Push { because: Some(because), result: Some(PushResult::Cancelled), ..push };
+    push.into_phase(Phase::Ended, now, note)
 }
 
 /// Begins the way back, or, where there is none, ends with the new group serving.
