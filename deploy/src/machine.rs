@@ -174,7 +174,7 @@ enum Held {
 /// What a halt does: before the flip everything stands still, deadlines too; after it only a destroy waits.
 fn hold(push: &Push, seen: &Seen<'_>) -> Held {
     let stands = push.phase.is_before_flip() || matches!(push.phase, Phase::Destroy | Phase::Reap);
-    if seen.halted && stands {
+    if seen.halted && stands && !troop_policies::sabotaged!("halt_hold") {
         let note = "held: halted; `troop resume --reason …` lets it go on".to_owned();
         return Held::Yes(Box::new(Push { held_since: push.held_since.or(Some(seen.now)), note, ..push.clone() }));
     }
@@ -182,7 +182,8 @@ fn hold(push: &Push, seen: &Seen<'_>) -> Held {
     let stood = seen.now.duration_since(since);
     let later = |at: Timestamp| at.checked_add(stood).unwrap_or(Timestamp::MAX);
     let phase = if let Phase::Ready { deadline } = push.phase {
-        Phase::Ready { deadline: later(deadline) }
+        let deadline = if troop_policies::sabotaged!("deadline_shift") { deadline } else { later(deadline) };
+        Phase::Ready { deadline }
     } else {
         push.phase
     };
@@ -276,6 +277,7 @@ fn finished(push: Push, now: Timestamp) -> Push {
 
 fn kept(push: Push, now: Timestamp) -> Push {
     let until = Push::after(now, push.settings.keep_failed);
+    let until = if troop_policies::sabotaged!("keep_failed") { now } else { until };
     let note = format!("{} is kept for a look until {}", push.group(), until.strftime("%Y-%m-%d %H:%M:%SZ"));
     push.into_phase(Phase::Keep { until }, now, note)
 }
@@ -304,7 +306,7 @@ fn ready(push: Push, memory: &mut Memory, seen: &Seen<'_>, deadline: Timestamp) 
     match (missing, seen.inventory) {
         (None, Ok(inventory)) => {
             *memory = Memory::default();
-            if let Some(why) = moved_on(&push, inventory) {
+            if let Some(why) = moved_on(&push, inventory).filter(|_| !troop_policies::sabotaged!("moved_on")) {
                 return Move::wait(cancelled(push, why, seen.now));
             }
             let step = script::flip(&push);
@@ -413,11 +415,15 @@ fn passed(push: Push, now: Timestamp) -> Push {
         return push.into_phase(Phase::Ended, now, "soaked well; the cluster's first version");
     }
     let until = Push::after(now, push.settings.watch);
+    let until = if troop_policies::sabotaged!("watch") { now } else { until };
     push.into_phase(Phase::Watch { until }, now, "soaked well; the lock is released, the next push may come")
 }
 
 fn no_data(push: Push, why: String, seen: &Seen<'_>, until: Timestamp) -> Move {
     let is_soak = matches!(push.phase, Phase::Soak { .. });
+    if troop_policies::sabotaged!("no_data") && seen.now >= until {
+        return Move::wait(passed(push, seen.now));
+    }
     if is_soak && seen.now.duration_since(until) >= NO_DATA_FOR {
         let why =
             format!("nothing good was seen for {} s after the soak should have ended: {why}", NO_DATA_FOR.as_secs());
@@ -469,6 +475,7 @@ fn back_ready(push: Push, seen: &Seen<'_>, deadline: Timestamp) -> Move {
     let count = group.size.desired.max(old.size.desired);
     let wanted = Wanted { group: &old.group, count, image: None, zones: 1, being_ended: seen.open_acts };
     let missing = ready::missing(&ready::checks(wanted, inventory, seen.statuses, seen.now));
+    let missing = missing.filter(|_| !troop_policies::sabotaged!("back_ready"));
     let serves = |name: &GroupName| inventory.groups.get(name).map_or(0, |g| script::serving(g, seen));
     let is_better =
         serves(&old.group) > serves(push.group()) && seen.now.duration_since(push.phase_since) >= BACK_PATIENCE;

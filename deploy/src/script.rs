@@ -53,6 +53,7 @@ pub(crate) fn actions(phase: Phase) -> &'static [Action] {
             &[Action::OverrideOld, Action::DisableOld, Action::DestroyOld, Action::OldIsGone, Action::ForgetOld]
         }
         // Enable before disable, in both directions (invariant I3).
+        Phase::BackEnable if troop_policies::sabotaged!("enable_first") => &[Action::RestoreOld],
         Phase::BackEnable => &[Action::RestoreOld, Action::DropOverrideOld, Action::EnableOld],
         Phase::BackDisable => &[Action::OverrideNew, Action::DisableNew, Action::UnpinOld],
         Phase::Cancel => &[Action::OverrideNew, Action::DisableNew, Action::UnpinOld],
@@ -124,6 +125,9 @@ pub(crate) fn new_size(push: &Push) -> Size {
 /// ever goes upwards.
 pub(crate) fn pin(group: &Group, at_least: Option<u32>) -> Option<Step> {
     let desired = group.size.desired.max(at_least.unwrap_or(0));
+    if troop_policies::sabotaged!("pin") {
+        return None;
+    }
     if group.size.min >= desired && group.size.desired >= desired {
         return None;
     }
@@ -140,7 +144,11 @@ fn unpin(push: &Push, old: Option<&Group>) -> Need {
 }
 
 fn is_last_enabled(group: &Group, inventory: &Inventory) -> bool {
-    !inventory.groups_of(group.cluster()).iter().any(|g| g.name != group.name && g.enabled && !g.members.is_empty())
+    !troop_policies::sabotaged!("last_enabled")
+        && !inventory
+            .groups_of(group.cluster())
+            .iter()
+            .any(|g| g.name != group.name && g.enabled && !g.members.is_empty())
 }
 
 fn override_out(group: Option<&Group>, inventory: &Inventory) -> Need {

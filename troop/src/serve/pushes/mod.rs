@@ -21,7 +21,7 @@ use crate::api::types::{ApiError, ErrorKind, PushView};
 use crate::views::running::push_of;
 use crate::world::chain;
 
-pub use drive::LOOK_EVERY;
+pub use drive::{Driver, LOOK_EVERY, Turn, turn};
 pub use request::{rollback, start};
 
 /// How many of the newest pushes `troop pushes` shows. A busy team's day.

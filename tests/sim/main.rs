@@ -1,0 +1,174 @@
+//! `sim`: runs simulated months and says how fast, or shows what went wrong and how to see it again.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is a command, and it answers on its streams")]
+
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use clap::{Parser, ValueEnum};
+use troop_tests::month::{Options, Report, run};
+use troop_tests::saboteurs;
+use troop_tests::shrink::shrink;
+
+/// Run simulated months of a whole site, and check every invariant after every effect.
+#[derive(Debug, Parser)]
+struct Args {
+    /// How many months
+    #[arg(long, default_value_t = 1)]
+    months: u64,
+    /// The seed of the first; each next one takes the next
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Take this guard away (only in a build with --cfg troop_sabotage)
+    #[arg(long)]
+    saboteur: Option<String>,
+    /// Leave out events of this kind
+    #[arg(long)]
+    without: Vec<String>,
+    /// Only so many of the events happen
+    #[arg(long)]
+    first: Option<usize>,
+    /// Months run at the same time
+    #[arg(long)]
+    jobs: Option<usize>,
+    /// Do not make a violation small first
+    #[arg(long)]
+    no_shrink: bool,
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let saboteur = match args.saboteur.as_deref().map(saboteurs::named) {
+        None => None,
+        Some(Some(name)) => Some(name),
+        Some(None) => {
+            eprintln!("there is no such saboteur; they are: {}", saboteurs::names().join(" "));
+            return ExitCode::from(2);
+        }
+    };
+    if saboteur.is_some() && !cfg!(troop_sabotage) {
+        eprintln!("saboteurs exist only in a build with RUSTFLAGS=\"--cfg troop_sabotage\"");
+        return ExitCode::from(2);
+    }
+    let base = Options {
+        seed: args.seed,
+        without: args.without.iter().cloned().collect::<BTreeSet<_>>(),
+        first: args.first,
+        saboteur,
+    };
+    let began = tokio::time::Instant::now();
+    let (reports, bad) = months(&base, &args);
+    let took_s = began.elapsed().as_secs_f64();
+    if let Some((options, report)) = bad {
+        show(&args, &options, &report);
+        return ExitCode::from(1);
+    }
+    let months = reports.len();
+    let a_minute = f64::from(u32::try_from(months).unwrap_or(u32::MAX)) / took_s * 60.0;
+    let sum = |of: fn(&Report) -> u64| reports.iter().map(of).sum::<u64>();
+    let (effects, kills, flips) = (sum(|r| r.effects), sum(|r| r.kills), sum(|r| r.flips));
+    match args.format {
+        Format::Text => println!(
+            "{months} months without a violation: {effects} effects, {kills} kills, {flips} flips; {a_minute:.0} months a minute"
+        ),
+        Format::Json => println!(
+            "{}",
+            serde_json::json!({
+                "months": months, "first_seed": args.seed, "violations": 0, "effects": effects, "kills": kills,
+                "flips": flips, "seconds": took_s, "months_a_minute": a_minute,
+            })
+        ),
+    }
+    ExitCode::SUCCESS
+}
+
+/// Runs them all, or up to the first that is not right.
+fn months(base: &Options, args: &Args) -> (Vec<Report>, Option<(Options, Report)>) {
+    let jobs = args.jobs.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
+    let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    let (reports, bad) = (Mutex::new(Vec::new()), Mutex::new(None::<(Options, Report)>));
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.max(1) {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let month = next.fetch_add(1, Ordering::Relaxed);
+                    if month >= args.months {
+                        break;
+                    }
+                    let options = Options { seed: base.seed.wrapping_add(month), ..base.clone() };
+                    let report = match run(&options) {
+                        Ok(report) => report,
+                        Err(e) => {
+                            eprintln!("seed {}: {e:#}", options.seed);
+                            stop.store(true, Ordering::Relaxed);
+                            break;
+                        }
+                    };
+                    if report.violations.is_empty() {
+                        if let Ok(mut reports) = reports.lock() {
+                            reports.push(report);
+                        }
+                        continue;
+                    }
+                    stop.store(true, Ordering::Relaxed);
+                    if let Ok(mut bad) = bad.lock() {
+                        // The lowest seed, whichever thread was first.
+                        if bad.as_ref().is_none_or(|(known, _)| options.seed < known.seed) {
+                            *bad = Some((options, report));
+                        }
+                    }
+                }
+            });
+        }
+    });
+    (reports.into_inner().unwrap_or_default(), bad.into_inner().unwrap_or_default())
+}
+
+fn show(args: &Args, options: &Options, report: &Report) {
+    let small = if args.no_shrink { None } else { Some(shrink(options, report)) };
+    let (options, report) = small.map_or_else(|| (options.clone(), report.clone()), |s| (s.options, s.report));
+    let mut replay = format!("cargo run --release -p troop-tests --bin sim -- --months 1 --seed {}", options.seed);
+    for kind in &options.without {
+        replay.push_str(&format!(" --without {kind}"));
+    }
+    if let Some(first) = options.first {
+        replay.push_str(&format!(" --first {first}"));
+    }
+    if let Some(saboteur) = options.saboteur {
+        replay.push_str(&format!(" --saboteur {saboteur}"));
+    }
+    if args.format == Format::Json {
+        let violations: Vec<_> = report
+            .violations
+            .iter()
+            .map(|v| serde_json::json!({ "invariant": v.invariant, "at": v.at.to_string(), "what": v.what }))
+            .collect();
+        let months = options.seed.wrapping_sub(args.seed).wrapping_add(1);
+        println!(
+            "{}",
+            serde_json::json!({
+                "seed": options.seed, "months": months, "events": report.events, "violations": violations,
+                "saboteur": options.saboteur, "replay": replay,
+            })
+        );
+        return;
+    }
+    for violation in &report.violations {
+        println!("{} broken at {}: {}", violation.invariant, violation.at, violation.what);
+    }
+    println!("seed {}, {} events", options.seed, report.events);
+    if let Some(last) = &report.last {
+        println!("the last event before it: {} {:?}", last.at, last.what);
+    }
+    println!("again: {replay}");
+}

@@ -1,0 +1,69 @@
+//! The saboteurs, by name: each takes one guard away (see `troop_policies::sabotage`).
+
+/// All of them, with what they take away.
+pub const ALL: &[(&str, &str)] = &[
+    ("tag", "whose a group is"),
+    ("mixed_team", "a cluster with a group of another team"),
+    ("exception", "a policy's exceptions"),
+    ("leash_site", "the site's leash"),
+    ("leash_app", "the app's and monkey's leash"),
+    ("halt_gate", "the halt, at the gates"),
+    ("halt_recheck", "the halt, between record and act"),
+    ("halt_hold", "a push that stands still while halted"),
+    ("halted_before_flip", "the halt, right before a push's step"),
+    ("deadline_shift", "deadlines that stand still while halted"),
+    ("clock", "a clock that was set"),
+    ("mark", "the mark of another ledger"),
+    ("stale_inventory", "an inventory that is too old"),
+    ("shrunk_inventory", "an inventory that is implausibly small"),
+    ("hold", "hold signals"),
+    ("window", "the window at the act"),
+    ("holiday", "holidays"),
+    ("blackout", "blackouts"),
+    ("push_lock", "a push that holds the cluster"),
+    ("one_a_day", "one drawn kill a scope and day"),
+    ("min_workdays", "the least workdays between drawn kills"),
+    ("still_healing", "the last kill of the scope has healed"),
+    ("unhealed", "the scope is not marked unhealed"),
+    ("team_day_cap", "a team's kills a day"),
+    ("site_day_cap", "the site's kills a day"),
+    ("team_unhealed_cap", "a team's unhealed acts"),
+    ("zone_cap", "a zone's unhealed acts"),
+    ("whole", "the group is whole"),
+    ("uneven", "the group is even over its zones"),
+    ("failed_launch", "no launch failed within the hour"),
+    ("floor", "the floor"),
+    ("opt_out", "protected instances and those with troop:spare"),
+    ("second_ask", "the ledger's second answer, inside the intent's transaction"),
+    ("intent_first", "the intent before the act"),
+    ("resolve", "an unknown outcome is asked about, not repeated"),
+    ("unknown_counts", "an unknown outcome counts as a kill"),
+    ("fence", "the lock is still this push's"),
+    ("cancel_entry", "whoever terminates cancels"),
+    ("inheritance", "later members inherit their group's override"),
+    ("health", "the balancer's verdict counts"),
+    ("health_age", "a health verdict that is too old is unknown"),
+    ("registry", "UP in the registry counts"),
+    ("ready_count", "ready: the count"),
+    ("ready_zones", "ready: the zones"),
+    ("ready_image", "ready: the image"),
+    ("moved_on", "the recorded group still serves at the flip"),
+    ("enable_first", "enable before the way back"),
+    ("back_ready", "the way back is verified before the flip"),
+    ("pin", "the way back keeps its size"),
+    ("last_enabled", "the last enabled group stays"),
+    ("name_reuse", "names in use are not given again"),
+    ("keep_failed", "a failed group is kept for a while"),
+    ("superseded_early", "superseded only by what has soaked"),
+    ("watch", "the old group is watched over"),
+    ("no_data", "no data never promotes"),
+];
+
+pub fn names() -> Vec<&'static str> {
+    ALL.iter().map(|(name, _)| *name).collect()
+}
+
+/// The saboteur of this name.
+pub fn named(name: &str) -> Option<&'static str> {
+    names().into_iter().find(|known| *known == name)
+}
