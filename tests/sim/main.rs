@@ -24,6 +24,9 @@ struct Args {
     /// Take this guard away (only in a build with --cfg troop_sabotage)
     #[arg(long)]
     saboteur: Option<String>,
+    /// Let every saboteur loose, or the one named, each for at most --months, and print who was caught by what
+    #[arg(long)]
+    table: bool,
     /// Leave out events of this kind
     #[arg(long)]
     without: Vec<String>,
@@ -60,6 +63,10 @@ fn main() -> ExitCode {
         eprintln!("saboteurs exist only in a build with RUSTFLAGS=\"--cfg troop_sabotage\"");
         return ExitCode::from(2);
     }
+    let jobs = args.jobs.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
+    if args.table {
+        return table(&args, jobs);
+    }
     let base = Options {
         seed: args.seed,
         without: args.without.iter().cloned().collect::<BTreeSet<_>>(),
@@ -67,7 +74,7 @@ fn main() -> ExitCode {
         saboteur,
     };
     let began = tokio::time::Instant::now();
-    let (reports, bad) = months(&base, &args);
+    let (reports, bad) = months(&base, &args, jobs);
     let took_s = began.elapsed().as_secs_f64();
     if let Some((options, report)) = bad {
         show(&args, &options, &report);
@@ -92,9 +99,44 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// Prints the table of saboteurs. Fails unless every one is caught.
+fn table(args: &Args, jobs: usize) -> ExitCode {
+    if !cfg!(troop_sabotage) {
+        eprintln!("saboteurs exist only in a build with RUSTFLAGS=\"--cfg troop_sabotage\"");
+        return ExitCode::from(2);
+    }
+    let rows = saboteurs::table(args.seed, args.months, jobs, args.saboteur.as_deref());
+    for row in &rows {
+        match (&row.by, args.format) {
+            (Some((invariant, what, months)), Format::Text) => {
+                println!("{:<20} {invariant:<4} {months:>4}  {} | {what}", row.name, row.takes_away);
+            }
+            (None, Format::Text) => {
+                println!("{:<20} NOT CAUGHT in {} months: {}", row.name, args.months, row.takes_away)
+            }
+            (by, Format::Json) => {
+                let (invariant, what, months) =
+                    by.clone().map_or((None, None, None), |(i, w, m)| (Some(i), Some(w), Some(m)));
+                println!(
+                    "{}",
+                    serde_json::json!({
+                        "saboteur": row.name, "takes_away": row.takes_away, "invariant": invariant, "what": what,
+                        "months": months,
+                    })
+                );
+            }
+        }
+    }
+    let free = rows.iter().filter(|row| row.by.is_none()).count();
+    if free > 0 {
+        eprintln!("{free} of {} saboteurs were not caught", rows.len());
+        return ExitCode::from(1);
+    }
+    ExitCode::SUCCESS
+}
+
 /// Runs them all, or up to the first that is not right.
-fn months(base: &Options, args: &Args) -> (Vec<Report>, Option<(Options, Report)>) {
-    let jobs = args.jobs.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
+fn months(base: &Options, args: &Args, jobs: usize) -> (Vec<Report>, Option<(Options, Report)>) {
     let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let (reports, bad) = (Mutex::new(Vec::new()), Mutex::new(None::<(Options, Report)>));
     std::thread::scope(|scope| {

@@ -229,6 +229,9 @@ impl Month {
             if !self.wait_until(event.at).await {
                 break;
             }
+            if std::env::var_os("SIM_TRACE").is_some() {
+                eprintln!("{} {:?}", event.at, event.what);
+            }
             self.happen(&event.what).await;
             self.look().await;
             report.events += 1;

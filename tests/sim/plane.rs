@@ -106,7 +106,7 @@ impl Plane {
 async fn live(core: Arc<Core>, wake: Arc<Notify>) {
     resolver::tick(&core, true).await;
     let (mut planner, mut janitor) = (planner::Planner::default(), Janitor::default());
-    let mut drivers: BTreeMap<i64, (Driver, Timestamp)> = BTreeMap::new();
+    let mut drivers = BTreeMap::new();
     loop {
         let seen = look(&core).await;
         healer::tick(&core, &seen).await;
@@ -124,27 +124,45 @@ async fn live(core: Arc<Core>, wake: Arc<Notify>) {
     }
 }
 
+/// After so many looks at which nothing changed, a push is looked at more and more seldom: it waits for people.
+const LOOKS_IN_VAIN: u32 = 120;
+
+/// One push's turns.
+#[derive(Debug)]
+struct Driven {
+    driver: Driver,
+    due: Timestamp,
+    version: i64,
+    in_vain: u32,
+}
+
 /// Lets every push have its turn that is due, and says when the next is.
-async fn pushes(core: &Arc<Core>, drivers: &mut BTreeMap<i64, (Driver, Timestamp)>) -> Option<Timestamp> {
+async fn pushes(core: &Arc<Core>, drivers: &mut BTreeMap<i64, Driven>) -> Option<Timestamp> {
     let open = core.ledger.open_pushes().await.unwrap_or_default();
     drivers.retain(|id, _| open.iter().any(|row| row.id == *id));
     let mut soonest: Option<Timestamp> = None;
     for row in open {
-        let (driver, due) = drivers.entry(row.id).or_insert_with(|| (Driver::default(), Timestamp::MIN));
-        if *due <= core.now() {
+        let fresh = || Driven { driver: Driver::default(), due: Timestamp::MIN, version: 0, in_vain: 0 };
+        let driven = drivers.entry(row.id).or_insert_with(fresh);
+        if driven.due <= core.now() {
             for _ in 0..TURNS_MAX {
-                match turn(core, row.id, driver).await {
+                match turn(core, row.id, &mut driven.driver).await {
                     Ok(Turn::Again) => {}
                     Ok(Turn::Later(_) | Turn::Ended) | Err(_) => break,
                 }
             }
             let pause = match core.ledger.push(row.id).await {
-                Ok(Some(row)) => pause(&row.body, core.now()),
+                Ok(Some(row)) => {
+                    driven.in_vain = if row.version == driven.version { driven.in_vain + 1 } else { 0 };
+                    driven.version = row.version;
+                    let more = SignedDuration::from_secs(i64::from(driven.in_vain.saturating_sub(LOOKS_IN_VAIN)) * 5);
+                    pause(&row.body, core.now()) + more.min(SignedDuration::from_mins(30))
+                }
                 Ok(None) | Err(_) => SignedDuration::from_secs(5),
             };
-            *due = later(core.now(), pause);
+            driven.due = later(core.now(), pause);
         }
-        soonest = Some(soonest.map_or(*due, |at| at.min(*due)));
+        soonest = Some(soonest.map_or(driven.due, |at| at.min(driven.due)));
     }
     soonest
 }

@@ -1,5 +1,10 @@
 //! The saboteurs, by name: each takes one guard away (see `troop_policies::sabotage`).
 
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::month::{Options, run};
+
 /// All of them, with what they take away.
 pub const ALL: &[(&str, &str)] = &[
     ("tag", "whose a group is"),
@@ -66,4 +71,43 @@ pub fn names() -> Vec<&'static str> {
 /// The saboteur of this name.
 pub fn named(name: &str) -> Option<&'static str> {
     names().into_iter().find(|known| *known == name)
+}
+
+/// What came of letting one loose.
+#[derive(Debug, Clone)]
+pub struct Caught {
+    pub name: &'static str,
+    pub takes_away: &'static str,
+    /// The invariant that was broken, in which words, and after how many months; `None`: nobody noticed.
+    pub by: Option<(&'static str, String, u64)>,
+}
+
+/// Lets each loose for at most so many months, `jobs` at a time. Only in a build for sabotage is anybody at work.
+pub fn table(first_seed: u64, months: u64, jobs: usize, only: Option<&str>) -> Vec<Caught> {
+    let next = AtomicUsize::new(0);
+    let wanted: Vec<_> = ALL.iter().filter(|(name, _)| only.is_none_or(|only| only == *name)).collect();
+    let rows = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.max(1) {
+            scope.spawn(|| {
+                while let Some((name, takes_away)) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let row = Caught { name, takes_away, by: caught(name, first_seed, months) };
+                    if let Ok(mut rows) = rows.lock() {
+                        rows.push(row);
+                    }
+                }
+            });
+        }
+    });
+    let mut rows = rows.into_inner().unwrap_or_default();
+    rows.sort_by_key(|row: &Caught| wanted.iter().position(|(name, _)| *name == row.name));
+    rows
+}
+
+fn caught(name: &'static str, first_seed: u64, months: u64) -> Option<(&'static str, String, u64)> {
+    (0..months).find_map(|month| {
+        let options = Options { seed: first_seed + month, saboteur: Some(name), ..Options::default() };
+        let found = run(&options).ok()?.violations.into_iter().next()?;
+        Some((found.invariant, found.what, month + 1))
+    })
 }

@@ -120,7 +120,7 @@ fn onward(book: &Book, state: &State, ask: &Ask<'_>, number: u64, push: &Push) -
         return wrong;
     };
     let previous = seen_push.and_then(|p| p.previous_size).map_or(0, |size| size.desired);
-    let need = usize::try_from(previous.max(3)).unwrap_or(3);
+    let need = usize::try_from(previous.min(push.size).max(3)).unwrap_or(3);
     let killed = book.kills.iter().filter(|k| k.group == *to && k.healed.is_none()).count();
     let believed = state.believed(to);
     if believed + killed < need {
@@ -214,7 +214,10 @@ fn destroy(book: &Book, state: &State, ask: &Ask<'_>, number: u64, push: &Push, 
     }
     let drained = book.disabled.get(name).map(|at| later(*at, span(push.settings.drain)));
     if name == push.group() {
-        let since = book.disabled.get(name).copied();
+        // A cluster's only version is disabled right before its end, when another one serves.
+        let long_ago = |at: &Timestamp| *at < seconds_later(now, -600);
+        let created = book.pushes.get(&number).and_then(|p| p.created);
+        let since = book.disabled.get(name).copied().filter(long_ago).or(created);
         let kept = later(since.unwrap_or(now), span(push.settings.keep_failed));
         if !touched && (now < kept || group.enabled) {
             wrong.push(("I21", format!("{name} failed and is to be kept until {kept}")));

@@ -70,7 +70,10 @@ fn open_ends(book: &Book, state: &State, end: &End) -> Vec<Wrong> {
         }
     }
     for (number, push, ended) in &end.pushes {
-        let rests = matches!(push.phase, Phase::Watch { .. } | Phase::Keep { .. } | Phase::Stuck | Phase::Ended);
+        // By design: the only version that a cluster ever had stays until another one serves.
+        let is_last = push.phase == Phase::Reap && push.note.contains("the last enabled group");
+        let rests =
+            is_last || matches!(push.phase, Phase::Watch { .. } | Phase::Keep { .. } | Phase::Stuck | Phase::Ended);
         let touched = book.touched_since(&push.cluster, push.started_at);
         if !rests && !touched && !stolen(push.cluster.as_str()) {
             let phase = push.phase.name();
@@ -80,7 +83,8 @@ fn open_ends(book: &Book, state: &State, end: &End) -> Vec<Wrong> {
         if *ended && push.result.is_some_and(|r| matches!(r, troop_deploy::push::PushResult::Cancelled)) {
             let stays = state.groups.contains_key(push.group()) && gone_by < now;
             let flipped = book.pushes.get(number).is_some_and(|p| p.flipped.is_some());
-            if stays && !touched && !flipped {
+            let again = end.pushes.iter().any(|(n, other, _)| n > number && other.group() == push.group());
+            if stays && !touched && !flipped && !again {
                 wrong.push(("I21", format!("push {number} was cancelled and {} was not reaped", push.group())));
             }
         }
