@@ -229,9 +229,6 @@ impl Month {
             if !self.wait_until(event.at).await {
                 break;
             }
-            if std::env::var_os("SIM_TRACE").is_some() {
-                eprintln!("{} {:?}", event.at, event.what);
-            }
             self.happen(&event.what).await;
             self.look().await;
             report.events += 1;

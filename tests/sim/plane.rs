@@ -21,7 +21,7 @@ use troop_policies::draw::SiteSecret;
 use troop_policies::plan::{DayPlan, PlanVerdict};
 use troop_policies::policy::Site as SiteFile;
 
-use crate::host::{SimHost, later};
+use crate::host::{SimHost, later, seconds_later};
 use crate::rng::Rng;
 use crate::world::calls::{Connection, Site};
 
@@ -103,24 +103,34 @@ impl Plane {
     }
 }
 
+/// How long the planner is left alone where nothing is due; a change of the world or a policy wakes it.
+const PLANNER_RESTS_S: i64 = 3_600;
+/// How often open intents are asked about.
+const RESOLVE_EVERY_S: i64 = 20;
+
 async fn live(core: Arc<Core>, wake: Arc<Notify>) {
     resolver::tick(&core, true).await;
     let (mut planner, mut janitor) = (planner::Planner::default(), Janitor::default());
     let mut drivers = BTreeMap::new();
+    let (mut planned_at, mut resolved_at) = (Timestamp::MIN, core.now());
+    let mut woken = true;
     loop {
         let seen = look(&core).await;
         healer::tick(&core, &seen).await;
-        planner::tick(&core, &mut planner, &seen).await;
+        // In the binary it looks at every turn and finds nothing to do.
+        if woken || planned_at <= core.now() {
+            planner::tick(&core, &mut planner, &seen).await;
+            planned_at = next_minute(&core).await;
+        }
         janitor.tick(&core, &seen).await;
-        resolver::tick(&core, false).await;
-        let pushes = pushes(&core, &mut drivers).await;
-        let pause = match pushes {
-            Some(at) => at.min(later(core.now(), others(&core).await)),
-            None => later(core.now(), others(&core).await),
-        };
-        let pause = Duration::try_from(pause.duration_since(core.now())).unwrap_or(Duration::ZERO);
-        // Woken early, or not.
-        drop(tokio::time::timeout(pause.max(Duration::from_millis(200)), wake.notified()).await);
+        if seconds_later(resolved_at, RESOLVE_EVERY_S) <= core.now() {
+            resolver::tick(&core, false).await;
+            resolved_at = core.now();
+        }
+        let mut next = planned_at.min(later(core.now(), busy(&core).await));
+        next = next.min(pushes(&core, &mut drivers).await.unwrap_or(next));
+        let pause = Duration::try_from(next.duration_since(core.now())).unwrap_or(Duration::ZERO);
+        woken = tokio::time::timeout(pause.max(Duration::from_millis(200)), wake.notified()).await.is_ok();
     }
 }
 
@@ -176,7 +186,7 @@ fn pause(body: &serde_json::Value, now: Timestamp) -> SignedDuration {
     };
     match push.phase {
         Phase::Ready { .. } | Phase::BackReady { .. } => SignedDuration::from_secs(5),
-        Phase::Soak { until: at } => until(at, 4),
+        Phase::Soak { until: at } => until(at, 5),
         Phase::Watch { until: at } => until(at, 240),
         Phase::Keep { until: at } => until(at, 7_200),
         Phase::Stuck => SignedDuration::from_mins(20),
@@ -193,27 +203,28 @@ fn pause(body: &serde_json::Value, now: Timestamp) -> SignedDuration {
     }
 }
 
-/// How soon the rest wants to look again: while a kill heals, at the next drawn minute, else now and then.
-async fn others(core: &Arc<Core>) -> SignedDuration {
+/// How soon what heals, or is open, wants to be looked at again.
+async fn busy(core: &Arc<Core>) -> SignedDuration {
     if healer::any(core).await {
-        return SignedDuration::from_secs(7);
+        return SignedDuration::from_secs(9);
     }
-    if !core.ledger.open_intents().await.unwrap_or_default().is_empty() {
-        return SignedDuration::from_secs(20);
-    }
+    let open = core.ledger.open_intents().await.unwrap_or_default();
+    SignedDuration::from_secs(if open.is_empty() { PLANNER_RESTS_S } else { RESOLVE_EVERY_S })
+}
+
+/// The next drawn minute, or the time at which a new day's plan is looked for.
+async fn next_minute(core: &Arc<Core>) -> Timestamp {
     let now = core.now();
-    let mut wait = SignedDuration::from_mins(90);
+    let mut next = seconds_later(now, PLANNER_RESTS_S);
     for team in core.policies.load_full().good() {
         for day in team.calendar.planning_days(now) {
             let stored = core.ledger.plan(&day.to_string(), team.policy.team.as_str()).await.ok().flatten();
             let plan = stored.and_then(|stored| serde_json::from_value::<DayPlan>(stored.body).ok());
             for entry in plan.iter().flat_map(|plan| &plan.entries) {
                 let due = entry.at.filter(|_| entry.verdict == PlanVerdict::Chosen && !entry.missed);
-                if let Some(at) = due.filter(|at| *at > now) {
-                    wait = wait.min(at.duration_since(now));
-                }
+                next = due.filter(|at| *at > now).map_or(next, |at| next.min(at));
             }
         }
     }
-    wait.max(SignedDuration::from_millis(500))
+    next
 }

@@ -114,8 +114,9 @@ fn halts(book: &Book, end: &End) -> Vec<Wrong> {
     }
     for (number, push, _) in &end.pushes {
         let late = push.because.as_deref().is_some_and(|why| why.starts_with("not ready within"));
-        let (Some(created), true) = (book.pushes.get(number).and_then(|p| p.created), late) else { continue };
-        let given_up = book.given_up.get(number).copied().unwrap_or(created);
+        let created = book.pushes.get(number).and_then(|p| p.created);
+        let given_up = book.given_up.get(number).copied();
+        let (Some(created), Some(given_up), true) = (created, given_up, late) else { continue };
         let had = given_up.duration_since(created) - book.halted_for(created, given_up);
         let within = SignedDuration::try_from(push.settings.ready_within).unwrap_or(SignedDuration::MAX);
         if had < within - SignedDuration::from_secs(30) {

@@ -69,7 +69,7 @@ async fn plan_of(
     if !readable {
         return Ok(stored_plan);
     }
-    let scopes = scopes(core, team, day, &inventories).await.map_err(|e| chain(&e))?;
+    let found = plan::scopes_of(&team.policy, &inventories);
     let day_key = secret.day_key(day, &team.policy.team);
     let input = PlanInput {
         policy: &team.policy,
@@ -79,8 +79,16 @@ async fn plan_of(
         now,
         site_leashed: core.site.leashed,
         halted: core.is_halted(),
-        scopes: &scopes,
+        scopes: &found,
     };
+    // Mostly nothing is new, which what was found says already, without a word of the ledger about each scope.
+    if let Some(old) = &stored_plan
+        && plan::join(old, &input).entries.len() == old.entries.len()
+    {
+        return Ok(stored_plan);
+    }
+    let scopes = with_history(core, team, day, found.clone()).await.map_err(|e| chain(&e))?;
+    let input = PlanInput { scopes: &scopes, ..input };
     let Some(old) = stored_plan else {
         let plan = plan::plan_day(&input);
         return store(core, team, &plan).await.map(Some);
@@ -120,13 +128,12 @@ async fn store(core: &Core, team: &TeamPolicy, plan: &DayPlan) -> Result<DayPlan
 }
 
 /// The team's scopes with what the ledger knows of each.
-async fn scopes(
+async fn with_history(
     core: &Core,
     team: &TeamPolicy,
     day: Date,
-    inventories: &[Inventory],
+    mut scopes: Vec<ScopeSeen>,
 ) -> Result<Vec<ScopeSeen>, LedgerError> {
-    let mut scopes = plan::scopes_of(&team.policy, inventories);
     if scopes.is_empty() {
         return Ok(scopes);
     }
