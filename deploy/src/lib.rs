@@ -13,6 +13,7 @@ pub mod push;
 pub mod ready;
 pub mod rollback;
 pub mod script;
+mod settle;
 pub mod start;
 #[cfg(test)]
 mod tests;

@@ -41,12 +41,15 @@ pub(crate) enum Need {
     Nothing,
     /// It has to wait, for this.
     Wait(String),
+    /// It can never be done, for this.
+    Never(String),
 }
 
 /// The actions of a phase. Phases that wait or judge have none; a flip is asked for by the checks before it.
 pub(crate) fn actions(phase: Phase) -> &'static [Action] {
     match phase {
-        Phase::Create => &[Action::PinOld, Action::CreateNew, Action::GrowNew],
+        // The name first: where somebody else has taken it, nothing is to be undone.
+        Phase::Create => &[Action::CreateNew, Action::PinOld, Action::GrowNew],
         // Its clients first: a registry's readers take a while to notice.
         Phase::Disable => &[Action::OverrideOld, Action::DisableOld],
         Phase::Destroy => {
@@ -82,7 +85,8 @@ pub(crate) fn need(action: Action, push: &Push, inventory: &Inventory) -> Need {
         Action::PinOld => old_seen.and_then(|old| pin(old, None)).map_or(Need::Nothing, Need::Step),
         Action::CreateNew => match new_seen {
             None => Need::Step(Step::CreateGroup { group: push.new.clone() }),
-            Some(_) => Need::Nothing,
+            // Asked only until this push has made it, so this one is somebody else's (invariant I13).
+            Some(group) => Need::Never(format!("somebody else has made {} since", group.name)),
         },
         Action::GrowNew => match new_seen {
             Some(group) if group.size.desired >= push.size => Need::Nothing,
@@ -260,7 +264,7 @@ pub(crate) fn flip_back(push: &Push) -> Option<Step> {
 fn steps_of(phase: Phase, push: &Push, inventory: &Inventory) -> Vec<String> {
     let step = |action: &Action| match need(*action, push, inventory) {
         Need::Step(step) => Some(step.to_string()),
-        Need::Nothing | Need::Wait(_) => None,
+        Need::Nothing | Need::Wait(_) | Need::Never(_) => None,
     };
     actions(phase).iter().filter_map(step).collect()
 }

@@ -394,3 +394,13 @@ fn the_watch_lasts_as_long_as_was_asked() {
     let lasted = world.now.duration_since(began);
     assert!((SignedDuration::from_secs(10)..SignedDuration::from_secs(12)).contains(&lasted), "{lasted:?}");
 }
+
+#[test]
+fn a_group_that_somebody_else_made_under_its_name_is_left_alone() {
+    let mut world = World::new(3);
+    let mut driver = Driver::new(begin(&world, "ami-1"), &world);
+    world.add_group(&group(1), &image("ami-1"), &std::collections::BTreeMap::new());
+    driver.run_to_end(&mut world);
+    assert_eq!(driver.push.result, Some(PushResult::Cancelled));
+    assert_eq!(world.done, [], "nothing of it, and nothing of the old group, was touched");
+}

@@ -105,34 +105,35 @@ fn table(args: &Args, jobs: usize) -> ExitCode {
         eprintln!("saboteurs exist only in a build with RUSTFLAGS=\"--cfg troop_sabotage\"");
         return ExitCode::from(2);
     }
-    let rows = saboteurs::table(args.seed, args.months, jobs, args.saboteur.as_deref());
-    for row in &rows {
-        match (&row.by, args.format) {
-            (Some((invariant, what, months)), Format::Text) => {
-                println!("{:<20} {invariant:<4} {months:>4}  {} | {what}", row.name, row.takes_away);
-            }
-            (None, Format::Text) => {
-                println!("{:<20} NOT CAUGHT in {} months: {}", row.name, args.months, row.takes_away)
-            }
-            (by, Format::Json) => {
-                let (invariant, what, months) =
-                    by.clone().map_or((None, None, None), |(i, w, m)| (Some(i), Some(w), Some(m)));
-                println!(
-                    "{}",
-                    serde_json::json!({
-                        "saboteur": row.name, "takes_away": row.takes_away, "invariant": invariant, "what": what,
-                        "months": months,
-                    })
-                );
-            }
-        }
-    }
+    let rows = saboteurs::table(args.seed, args.months, jobs, args.saboteur.as_deref(), |row| tell(args, row));
     let free = rows.iter().filter(|row| row.by.is_none()).count();
     if free > 0 {
         eprintln!("{free} of {} saboteurs were not caught", rows.len());
         return ExitCode::from(1);
     }
     ExitCode::SUCCESS
+}
+
+fn tell(args: &Args, row: &saboteurs::Caught) {
+    match (&row.by, args.format) {
+        (Some((invariant, what, months)), Format::Text) => {
+            println!("{:<20} {invariant:<4} {months:>4}  {} | {what}", row.name, row.takes_away);
+        }
+        (None, Format::Text) => {
+            println!("{:<20} NOT CAUGHT in {} months: {}", row.name, args.months, row.takes_away)
+        }
+        (by, Format::Json) => {
+            let (invariant, what, months) =
+                by.clone().map_or((None, None, None), |(i, w, m)| (Some(i), Some(w), Some(m)));
+            println!(
+                "{}",
+                serde_json::json!({
+                    "saboteur": row.name, "takes_away": row.takes_away, "invariant": invariant, "what": what,
+                    "months": months,
+                })
+            );
+        }
+    }
 }
 
 /// Runs them all, or up to the first that is not right.

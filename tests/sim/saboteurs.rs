@@ -82,8 +82,15 @@ pub struct Caught {
     pub by: Option<(&'static str, String, u64)>,
 }
 
-/// Lets each loose for at most so many months, `jobs` at a time. Only in a build for sabotage is anybody at work.
-pub fn table(first_seed: u64, months: u64, jobs: usize, only: Option<&str>) -> Vec<Caught> {
+/// Lets each loose for at most so many months, `jobs` at a time, and tells `heard` of each at once. Only in a build for
+/// sabotage is anybody at work.
+pub fn table(
+    first_seed: u64,
+    months: u64,
+    jobs: usize,
+    only: Option<&str>,
+    heard: impl Fn(&Caught) + Sync,
+) -> Vec<Caught> {
     let next = AtomicUsize::new(0);
     let wanted: Vec<_> = ALL.iter().filter(|(name, _)| only.is_none_or(|only| only == *name)).collect();
     let rows = Mutex::new(Vec::new());
@@ -92,6 +99,7 @@ pub fn table(first_seed: u64, months: u64, jobs: usize, only: Option<&str>) -> V
             scope.spawn(|| {
                 while let Some((name, takes_away)) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let row = Caught { name, takes_away, by: caught(name, first_seed, months) };
+                    heard(&row);
                     if let Ok(mut rows) = rows.lock() {
                         rows.push(row);
                     }
@@ -99,9 +107,7 @@ pub fn table(first_seed: u64, months: u64, jobs: usize, only: Option<&str>) -> V
             });
         }
     });
-    let mut rows = rows.into_inner().unwrap_or_default();
-    rows.sort_by_key(|row: &Caught| wanted.iter().position(|(name, _)| *name == row.name));
-    rows
+    rows.into_inner().unwrap_or_default()
 }
 
 fn caught(name: &'static str, first_seed: u64, months: u64) -> Option<(&'static str, String, u64)> {

@@ -118,7 +118,7 @@ impl World {
         self.inventory.groups.contains_key(&group(n))
     }
 
-    fn add_group(&mut self, name: &GroupName, image: &ImageId, tags: &BTreeMap<String, String>) {
+    pub(super) fn add_group(&mut self, name: &GroupName, image: &ImageId, tags: &BTreeMap<String, String>) {
         let group = Group {
             name: name.clone(),
             created_at: self.now,

@@ -30,7 +30,14 @@ pub(super) fn asked(book: &mut Book, state: &State, ask: &Ask<'_>, number: u64) 
     wrong.extend(lock(ask, number, now));
     wrong.extend(match step {
         Step::CreateGroup { group } => create(book, state, ask, &group.name),
-        Step::Resize { group, size } => shrink(book, state, group, size.desired),
+        Step::Resize { group, size } => {
+            let mut wrong = shrink(book, state, group, size.desired);
+            let made = book.pushes.get(&number).is_some_and(|p| p.created.is_some());
+            if group == push.group() && !made {
+                wrong.push(("I13", format!("{group} was made by somebody else")));
+            }
+            wrong
+        }
         Step::Flip { to, .. } if to == push.group() => onward(book, state, ask, number, push),
         Step::Flip { to, .. } => back(book, state, number, push, to),
         Step::Disable { group, .. } | Step::OverrideGroup { group, out_of_service: true } => {
