@@ -94,8 +94,10 @@ fn opt_in(book: &Book, state: &State, policy: &Policy, app: &AppPolicy, kill: &K
     if let Some(theirs) = groups().filter(stood).find(|group| group.team().as_ref() != Some(&policy.team)) {
         return Some(("I16", format!("{} is not of team {}", theirs.name, policy.team)));
     }
-    if let Some(why) = app.exempt(&state.account, &state.region, cluster) {
-        return Some(("I16", why));
+    // Asked of the exceptions themselves, not by the function that a saboteur may have taken away.
+    let exception = app.exceptions.iter().find(|e| e.matches(&state.account, &state.region, cluster));
+    if let Some(exception) = exception {
+        return Some(("I16", format!("an exception: {}", exception.reason)));
     }
     if !app.hold_while.is_empty() {
         return Some(("I16", "its team's hold signals were not asked".to_owned()));
