@@ -340,6 +340,10 @@ fn moved_on(push: &Push, inventory: &Inventory) -> Option<String> {
 }
 
 pub(crate) fn cancelled(push: Push, because: String, now: Timestamp) -> Push {
+    // Its group is made first, so nothing is there yet: whoever makes one of that name later shall keep it.
+    if push.phase == Phase::Create && push.index == 0 {
+        return ended(push, because, now);
+    }
     let note = because.clone();
     Push { because: Some(because), ..push }.into_phase(Phase::Cancel, now, note)
 }

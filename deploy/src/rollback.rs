@@ -34,8 +34,8 @@ pub fn ask(push: &Push, newer: Newer, because: &str, now: Timestamp) -> Answer {
     match push.phase {
         Phase::Create | Phase::Ready { .. } | Phase::Flip if push.in_flight.is_some() => Answer::Later,
         Phase::Create | Phase::Ready { .. } | Phase::Flip => {
-            let push = Push { because: Some(because.to_owned()), held_since: None, ..push.clone() };
-            Answer::Cancelled(push.into_phase(Phase::Cancel, now, because))
+            let push = Push { held_since: None, ..push.clone() };
+            Answer::Cancelled(machine::cancelled(push, because.to_owned(), now))
         }
         Phase::Disable | Phase::Soak { .. } => back(),
         Phase::Watch { .. } | Phase::Stuck => match newer {

@@ -404,3 +404,13 @@ fn a_group_that_somebody_else_made_under_its_name_is_left_alone() {
     assert_eq!(driver.push.result, Some(PushResult::Cancelled));
     assert_eq!(world.done, [], "nothing of it, and nothing of the old group, was touched");
 }
+
+#[test]
+fn a_push_given_up_before_it_made_its_group_ends_and_reaps_nothing() {
+    let world = World::new(3);
+    let push = begin(&world, "ami-1");
+    let Answer::Cancelled(push) = rollback::ask(&push, Newer::None, "ana: no", world.now) else {
+        panic!("nothing had moved")
+    };
+    assert_eq!((push.phase, push.result), (Phase::Ended, Some(PushResult::Cancelled)));
+}

@@ -1,4 +1,4 @@
-//! A few simulated months in every `cargo test`. `tests/run` runs a thousand.
+//! A few simulated months in every `cargo test`. `tests/run` runs more.
 
 use troop_tests::month::{Options, run};
 

@@ -113,7 +113,7 @@ impl Host for SimHost {
 
     fn random(&self) -> Result<[u8; 16], String> {
         let mut rng = self.rng.lock().unwrap_or_else(PoisonError::into_inner);
-        let (high, low) = (rng.next(), rng.next());
+        let (high, low) = (rng.draw(), rng.draw());
         Ok((u128::from(high) << 64 | u128::from(low)).to_be_bytes())
     }
 

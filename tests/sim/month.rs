@@ -63,7 +63,7 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
     #[cfg(troop_sabotage)]
     troop_policies::sabotage::choose(options.saboteur);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
-    let report = runtime.block_on(async { Month::new(options).await?.run().await });
+    let report = runtime.block_on(async { Month::new(options)?.run().await });
     #[cfg(troop_sabotage)]
     troop_policies::sabotage::choose(None);
     report
@@ -104,7 +104,7 @@ fn image(fails: u64, sick: u64, errors: u64, boot_s: i64) -> Image {
 }
 
 impl Month {
-    async fn new(options: &Options) -> anyhow::Result<Self> {
+    fn new(options: &Options) -> anyhow::Result<Self> {
         let seed = Rng::new(options.seed);
         let mut rng = seed.fork(1);
         let start: Timestamp = rng.pick(&STARTS).unwrap_or(&STARTS[0]).parse()?;

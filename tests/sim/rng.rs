@@ -13,11 +13,11 @@ impl Rng {
     #[must_use]
     pub fn fork(&self, purpose: u64) -> Self {
         let mut fork = Self(self.0.wrapping_mul(0xd134_2543_de82_ef95) ^ purpose);
-        fork.next();
+        fork.draw();
         fork
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -27,7 +27,7 @@ impl Rng {
 
     /// A number in `0..bound`; 0 where `bound` is 0. The bias of a remainder does not matter here.
     pub fn below(&mut self, bound: u64) -> u64 {
-        self.next().checked_rem(bound).unwrap_or(0)
+        self.draw().checked_rem(bound).unwrap_or(0)
     }
 
     /// A number from `low` to `high`, both included.

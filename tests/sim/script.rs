@@ -288,7 +288,7 @@ fn people(w: &mut Writer<'_>, teams: usize, calm: bool) {
     w.some(10, 24, |w| What::Demand { cluster: w.cluster(), outside: w.rng.percent(30) });
     let teams = u64::try_from(teams).unwrap_or(1);
     let team = move |w: &mut Writer<'_>| usize::try_from(w.rng.below(teams)).unwrap_or(0);
-    w.some(2, 6, |w| What::Policy { team: team(w), change: w.rng.next() });
+    w.some(2, 6, |w| What::Policy { team: team(w), change: w.rng.draw() });
     for _ in 0..w.rng.between(1, 3) {
         let at = w.at();
         w.put(at, What::Halt);

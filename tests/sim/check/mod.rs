@@ -218,7 +218,7 @@ impl Book {
         if !self.asked_for.insert(intent.id.clone()) {
             self.wrong("I10", state.now, format!("`{}` was asked for a second time with {}", intent.step, intent.id));
         }
-        if !ask.row.as_ref().is_some_and(|row| row.outcome.is_none()) {
+        if ask.row.as_ref().is_none_or(|row| row.outcome.is_some()) {
             self.wrong("I10", state.now, format!("`{}` was asked for without an open intent", intent.step));
         }
         match &intent.cause {

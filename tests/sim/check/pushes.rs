@@ -152,10 +152,8 @@ fn back(book: &Book, state: &State, number: u64, push: &Push, to: &GroupName) ->
     let mut wrong = Vec::new();
     let now = state.now;
     let seen_push = book.pushes.get(&number);
-    if let Some(previous) = seen_push.and_then(|p| p.previous.as_ref()) {
-        if previous != to {
-            wrong.push(("I7", format!("{previous} served before, not {to}")));
-        }
+    if let Some(previous) = seen_push.and_then(|p| p.previous.as_ref()).filter(|previous| *previous != to) {
+        wrong.push(("I7", format!("{previous} served before, not {to}")));
     }
     let Some(group) = state.groups.get(to) else {
         wrong.push(("I7", "it is gone".to_owned()));
