@@ -15,7 +15,7 @@ use crate::inventory::{Group, Inventory, Lifecycle, TAG_SPARE};
 use crate::names::{AppName, ClusterName, GroupName};
 use crate::policy::{AppPolicy, ChaosPolicy, KillStyle, Policy};
 use crate::registry_view::Status;
-use crate::situation::{LedgerSeen, Reading, Situation, WindowSeen};
+use crate::situation::{LedgerSeen, Situation, WindowSeen};
 use crate::spared::{Gate, Spared};
 use crate::step::{How, Step};
 
@@ -514,11 +514,6 @@ fn may_be_hurt(
         return Err(format!("{} is in standby", instance.id));
     }
     guard::serves(group, instance, statuses.get(&instance.id).copied(), now)
-}
-
-/// What the gates read of a reading that may be missing, for callers that build a [`Situation`].
-pub fn reading<T, E: std::fmt::Display>(result: Result<T, E>) -> Reading<T> {
-    result.map_err(|e| e.to_string())
 }
 
 #[cfg(test)]

@@ -154,7 +154,9 @@ fn only_the_clock_reads_the_clock() {
 
 #[test]
 fn nothing_names_a_machine_or_a_registry_host() {
-    let banned = ["/work/", "/root/", "crates.io/api", "pypi.org", "registry.npmjs", "/tmp/tgt"];
+    // In parts, so that the list itself names none of them.
+    let banned =
+        [concat!("/", "work/"), concat!("/", "root/"), "crates.io/api", "pypi.org", "registry.npmjs", "/tmp/tgt"];
     for extension in ["rs", "toml", "md", "py", "sh", "yml"] {
         for (path, text) in files(extension) {
             if path.ends_with("tidy.rs") {

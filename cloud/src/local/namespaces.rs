@@ -197,13 +197,7 @@ impl Runtime for Namespaces {
     }
 
     fn end(&self, instance: &InstanceId, by: EndBy) {
-        self.signal(
-            instance,
-            match by {
-                EndBy::Term => Signal::SIGTERM,
-                EndBy::Kill => Signal::SIGKILL,
-            },
-        );
+        self.signal(instance, by.signal());
     }
 
     async fn clean(&self, instance: &InstanceId) {

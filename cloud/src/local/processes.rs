@@ -325,13 +325,7 @@ impl Runtime for Processes {
 
     /// SIGKILL to the keeper is the command's as well, which asked for that.
     fn end(&self, instance: &InstanceId, by: EndBy) {
-        self.signal(
-            instance,
-            match by {
-                EndBy::Term => Signal::SIGTERM,
-                EndBy::Kill => Signal::SIGKILL,
-            },
-        );
+        self.signal(instance, by.signal());
     }
 
     async fn clean(&self, instance: &InstanceId) {

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use nix::sys::signal::Signal;
 use troop_policies::InstanceId;
 
 use super::steps::StepFailed;
@@ -46,6 +47,15 @@ pub(crate) enum EndBy {
     Term,
     /// SIGKILL to its first process: everything in it dies at once.
     Kill,
+}
+
+impl EndBy {
+    pub(crate) fn signal(self) -> Signal {
+        match self {
+            Self::Term => Signal::SIGTERM,
+            Self::Kill => Signal::SIGKILL,
+        }
+    }
 }
 
 /// Starts and ends instances. Chooses nothing.

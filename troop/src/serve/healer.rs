@@ -33,11 +33,6 @@ pub async fn tick(core: &Arc<Core>, seen: &Look) {
     }
 }
 
-/// Whether any kill is being watched.
-pub async fn any(core: &Core) -> bool {
-    core.ledger.marks(MARK_HEALING).await.is_ok_and(|marks| !marks.is_empty())
-}
-
 async fn look_after(core: &Core, kill: &HealingBody, seen: &Look) -> Result<(), LedgerError> {
     let Step::Terminate { group, instance, .. } = &kill.intent.step else { return Ok(()) };
     // Until the act itself is settled there is nothing to heal; an intent left open is the resolver's.
