@@ -49,7 +49,11 @@ pub struct Seen<'a> {
     /// Recorded kills that have not healed.
     pub open_acts: &'a [OpenAct],
     pub halted: bool,
+    /// Whether the wall clock can be believed, else why not. One that was set ends no soak, no watch and no keeping early.
+    pub clock: Result<(), &'a str>,
     pub newer: Newer,
+    /// The open push whose way back is the group that this one made.
+    pub way_back_of: Option<u64>,
     pub now: Timestamp,
 }
 
@@ -117,6 +121,13 @@ pub fn next(push: &Push, memory: &mut Memory, seen: &Seen<'_>) -> Move {
         Held::No(push) => *push,
     };
     let judges = matches!(push.phase, Phase::Soak { .. } | Phase::Watch { .. });
+    if let (Err(why), Phase::Destroy | Phase::Reap | Phase::Keep { .. }) = (clock(seen), push.phase) {
+        return wait(push, format!("held: the clock is in doubt: {why}"));
+    }
+    if let (Some(other), Phase::Reap, false) = (seen.way_back_of, push.phase, troop_policies::sabotaged!("way_back")) {
+        let note = format!("{} is the way back of push {other}, whose it is now", push.group());
+        return wait(push, note);
+    }
     // Upkeep that was refused must not hold up a verdict.
     if !judges && push.retry_at.is_some_and(|at| seen.now < at) {
         return Move::wait(push);
@@ -157,6 +168,11 @@ pub fn next(push: &Push, memory: &mut Memory, seen: &Seen<'_>) -> Move {
     }
 }
 
+/// A time that has come by a clock that was set may not have come at all.
+fn clock<'a>(seen: &Seen<'a>) -> Result<(), &'a str> {
+    seen.clock.or_else(|why| if troop_policies::sabotaged!("push_clock") { Ok(()) } else { Err(why) })
+}
+
 enum Held {
     Yes(Box<Push>),
     No(Box<Push>),
@@ -165,7 +181,7 @@ enum Held {
 /// What a halt does: before the flip everything stands still, deadlines too; after it only a destroy waits.
 fn hold(push: &Push, seen: &Seen<'_>) -> Held {
     let stands = push.phase.is_before_flip() || matches!(push.phase, Phase::Destroy | Phase::Reap);
-    if seen.halted && stands {
+    if seen.halted && stands && !troop_policies::sabotaged!("halt_hold") {
         let note = "held: halted; `troop resume --reason …` lets it go on".to_owned();
         return Held::Yes(Box::new(Push { held_since: push.held_since.or(Some(seen.now)), note, ..push.clone() }));
     }
@@ -173,7 +189,8 @@ fn hold(push: &Push, seen: &Seen<'_>) -> Held {
     let stood = seen.now.duration_since(since);
     let later = |at: Timestamp| at.checked_add(stood).unwrap_or(Timestamp::MAX);
     let phase = if let Phase::Ready { deadline } = push.phase {
-        Phase::Ready { deadline: later(deadline) }
+        let deadline = if troop_policies::sabotaged!("deadline_shift") { deadline } else { later(deadline) };
+        Phase::Ready { deadline }
     } else {
         push.phase
     };
@@ -268,6 +285,7 @@ fn finished(push: Push, now: Timestamp) -> Push {
 
 fn kept(push: Push, now: Timestamp) -> Push {
     let until = Push::after(now, push.settings.keep_failed);
+    let until = if troop_policies::sabotaged!("keep_failed") { now } else { until };
     let note = format!("{} is kept for a look until {}", push.group(), until.strftime("%Y-%m-%d %H:%M:%SZ"));
     push.into_phase(Phase::Keep { until }, now, note)
 }
@@ -296,7 +314,7 @@ fn ready(push: Push, memory: &mut Memory, seen: &Seen<'_>, deadline: Timestamp) 
     match (missing, seen.inventory) {
         (None, Ok(inventory)) => {
             *memory = Memory::default();
-            if let Some(why) = moved_on(&push, inventory) {
+            if let Some(why) = moved_on(&push, inventory).filter(|_| !troop_policies::sabotaged!("moved_on")) {
                 return Move::wait(cancelled(push, why, seen.now));
             }
             let step = script::flip(&push);
@@ -397,9 +415,10 @@ fn judged(push: Push, memory: &mut Memory, seen: &Seen<'_>, until: Timestamp) ->
             Move::act(push, step, Right::Onward { before_flip: false })
         }
         (Verdict::NoData { why }, None) => no_data(push, why, seen, until),
-        (Verdict::Good, None) if seen.now >= until && memory.good_looks >= GOOD_LOOKS_MIN => {
-            Move::wait(passed(push, seen.now))
-        }
+        (Verdict::Good, None) if seen.now >= until && memory.good_looks >= GOOD_LOOKS_MIN => match clock(seen) {
+            Ok(()) => Move::wait(passed(push, seen.now)),
+            Err(why) => wait(push, format!("good so far, but the clock is in doubt: {why}")),
+        },
         (Verdict::Good, None) => wait(push, "good so far"),
     }
 }
@@ -416,11 +435,15 @@ fn passed(push: Push, now: Timestamp) -> Push {
         return push.into_phase(Phase::Ended, now, "soaked well; the cluster's first version");
     }
     let until = Push::after(now, push.settings.watch);
+    let until = if troop_policies::sabotaged!("watch") { now } else { until };
     push.into_phase(Phase::Watch { until }, now, "soaked well; the lock is released, the next push may come")
 }
 
 fn no_data(push: Push, why: String, seen: &Seen<'_>, until: Timestamp) -> Move {
     let is_soak = matches!(push.phase, Phase::Soak { .. });
+    if troop_policies::sabotaged!("no_data") && seen.now >= until {
+        return Move::wait(passed(push, seen.now));
+    }
     if is_soak && seen.now.duration_since(until) >= NO_DATA_FOR {
         let why =
             format!("nothing good was seen for {} s after the soak should have ended: {why}", NO_DATA_FOR.as_secs());
@@ -472,6 +495,7 @@ fn back_ready(push: Push, seen: &Seen<'_>, deadline: Timestamp) -> Move {
     let count = group.size.desired.max(old.size.desired);
     let wanted = Wanted { group: &old.group, count, image: None, zones: 1, being_ended: seen.open_acts };
     let missing = ready::missing(&ready::checks(wanted, inventory, seen.statuses, seen.now));
+    let missing = missing.filter(|_| !troop_policies::sabotaged!("back_ready"));
     let serves = |name: &GroupName| inventory.groups.get(name).map_or(0, |g| script::serving(g, seen));
     let is_better =
         serves(&old.group) > serves(push.group()) && seen.now.duration_since(push.phase_since) >= BACK_PATIENCE;

@@ -27,7 +27,12 @@ pub fn settled(push: &Push, outcome: &Outcome, took: Duration, now: Timestamp) -
         Outcome::Unknown { why } => {
             Push { note: format!("nobody can say yet what became of `{}`: {why}", intent.step), ..push.clone() }
         }
-        Outcome::Done { .. } => done(at_rest, took, now),
+        Outcome::Done { .. } => {
+            let takes_out =
+                matches!(intent.step, Step::Disable { .. } | Step::OverrideGroup { out_of_service: true, .. });
+            let taken_out_at = if takes_out { Some(now) } else { push.taken_out_at };
+            done(Push { taken_out_at, ..at_rest }, took, now)
+        }
         Outcome::Refused { why } => refused(at_rest, &intent.step, why, now),
     }
 }

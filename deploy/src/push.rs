@@ -47,6 +47,9 @@ pub struct Push {
     pub ready_at: Option<Timestamp>,
     pub flipped_at: Option<Timestamp>,
     pub flip_ms: Option<f64>,
+    /// When this push last took a group's entries or targets out: from then on its clients drain (invariant I5).
+    #[serde(default)]
+    pub taken_out_at: Option<Timestamp>,
     /// The soak ended well.
     pub soaked: bool,
     /// Why it goes back, was cancelled, or is stuck.

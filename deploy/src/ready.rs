@@ -44,6 +44,7 @@ pub fn checks(
     };
     let lost = lost_to_kills(wanted, group);
     let need = wanted.count.saturating_sub(lost).max(1);
+    let need = if troop_policies::sabotaged!("ready_count") { 1 } else { need };
     let in_service = || group.members.values().filter(|i| i.lifecycle == Lifecycle::InService);
     let enough = |what: &str, have: usize| {
         let have = u32::try_from(have).unwrap_or(u32::MAX);
@@ -51,13 +52,17 @@ pub fn checks(
     };
     let up = || match statuses {
         _ if !group.registry_required => Ok("not required by the image".to_owned()),
+        _ if troop_policies::sabotaged!("registry") => Ok("not asked".to_owned()),
         None => Err("the registry cannot be read, or is warming up".to_owned()),
         Some(statuses) => {
             let up = in_service().filter(|i| statuses.get(&i.id) == Some(&Status::Up)).count();
             enough("registered UP", up)
         }
     };
-    let healthy = || enough("healthy", group.healthy(now).count());
+    let healthy = || match group.healthy(now).count() {
+        _ if troop_policies::sabotaged!("health") => Ok("not asked".to_owned()),
+        have => enough("healthy", have),
+    };
     let serving = || match statuses {
         None if group.registry_required => Err("the registry cannot be read, or is warming up".to_owned()),
         None | Some(_) => {
@@ -94,6 +99,9 @@ fn zones(group: &Group, wanted: Wanted<'_>, lost: u32) -> Result<String, String>
     let text = spread.values().map(u32::to_string).collect::<Vec<_>>().join("+");
     let used = spread.values().filter(|n| **n > 0).count();
     let (least, most) = (spread.values().min().copied().unwrap_or(0), spread.values().max().copied().unwrap_or(0));
+    if troop_policies::sabotaged!("ready_zones") {
+        return Ok(text);
+    }
     if used < wanted.zones {
         return Err(format!("{text}: in {used} zones, {} are the least", wanted.zones));
     }
@@ -105,7 +113,7 @@ fn zones(group: &Group, wanted: Wanted<'_>, lost: u32) -> Result<String, String>
 
 fn image(group: &Group, wanted: Wanted<'_>) -> Result<String, String> {
     let Some(image) = wanted.image else { return Ok("not asked".to_owned()) };
-    match group.members.values().find(|i| i.image != *image) {
+    match group.members.values().find(|i| i.image != *image && !troop_policies::sabotaged!("ready_image")) {
         Some(other) => Err(format!("{} runs {}, not {image}", other.id, other.image)),
         None => Ok(image.to_string()),
     }

@@ -70,5 +70,8 @@ pub fn newer_of(newer: &Push, number: u64) -> Newer {
         return Newer::Soaked { push: number };
     }
     let traffic_may_be_there = newer.flip_was_asked() && newer.result.is_none();
+    if traffic_may_be_there && troop_policies::sabotaged!("superseded_early") {
+        return Newer::Soaked { push: number };
+    }
     if traffic_may_be_there { Newer::Flipped { push: number } } else { Newer::None }
 }

@@ -56,6 +56,9 @@ pub(crate) fn actions(phase: Phase) -> &'static [Action] {
             &[Action::OverrideOld, Action::DisableOld, Action::DestroyOld, Action::OldIsGone, Action::ForgetOld]
         }
         // Enable before disable, in both directions (invariant I3).
+        Phase::BackEnable if troop_policies::sabotaged!("enable_first") => {
+            &[Action::RestoreOld, Action::DropOverrideOld]
+        }
         Phase::BackEnable => &[Action::RestoreOld, Action::DropOverrideOld, Action::EnableOld],
         Phase::BackDisable => &[Action::OverrideNew, Action::DisableNew, Action::UnpinOld],
         Phase::Cancel => &[Action::OverrideNew, Action::DisableNew, Action::UnpinOld],
@@ -95,8 +98,8 @@ pub(crate) fn need(action: Action, push: &Push, inventory: &Inventory) -> Need {
         Action::OverrideNew => override_out(new_seen, inventory),
         Action::DisableOld => disable(old_seen, inventory, push),
         Action::DisableNew => disable(new_seen, inventory, push),
-        Action::DestroyOld => destroy(old_seen, inventory),
-        Action::DestroyNew => destroy(new_seen, inventory),
+        Action::DestroyOld => destroy(old_seen, inventory, push),
+        Action::DestroyNew => destroy(new_seen, inventory, push),
         Action::OldIsGone => gone(old_seen),
         Action::NewIsGone => gone(new_seen),
         Action::ForgetOld => old.map_or(Need::Nothing, |name| drop_override(name.clone())),
@@ -128,6 +131,9 @@ pub(crate) fn new_size(push: &Push) -> Size {
 /// ever goes upwards.
 pub(crate) fn pin(group: &Group, at_least: Option<u32>) -> Option<Step> {
     let desired = group.size.desired.max(at_least.unwrap_or(0));
+    if troop_policies::sabotaged!("pin") {
+        return None;
+    }
     if group.size.min >= desired && group.size.desired >= desired {
         return None;
     }
@@ -144,7 +150,11 @@ fn unpin(push: &Push, old: Option<&Group>) -> Need {
 }
 
 fn is_last_enabled(group: &Group, inventory: &Inventory) -> bool {
-    !inventory.groups_of(group.cluster()).iter().any(|g| g.name != group.name && g.enabled && !g.members.is_empty())
+    !troop_policies::sabotaged!("last_enabled")
+        && !inventory
+            .groups_of(group.cluster())
+            .iter()
+            .any(|g| g.name != group.name && g.enabled && !g.members.is_empty())
 }
 
 fn override_out(group: Option<&Group>, inventory: &Inventory) -> Need {
@@ -167,13 +177,17 @@ fn disable(group: Option<&Group>, inventory: &Inventory, push: &Push) -> Need {
     }
 }
 
-fn destroy(group: Option<&Group>, inventory: &Inventory) -> Need {
+fn destroy(group: Option<&Group>, inventory: &Inventory, push: &Push) -> Need {
+    // Mostly it was taken out hours ago; but where that was refused and given up, it was done right before this.
+    let drained_at = push.taken_out_at.map(|at| Push::after(at, push.settings.drain));
+    let drains = drained_at.filter(|at| inventory.read_at < *at && !troop_policies::sabotaged!("drain"));
     match group {
         None => Need::Nothing,
         Some(group) if group.enabled && is_last_enabled(group, inventory) => Need::Wait(format!(
             "{} is the last enabled group of its cluster: it stays until another one serves",
             group.name
         )),
+        Some(group) if drains.is_some() => Need::Wait(format!("{} drains", group.name)),
         Some(group) => Need::Step(Step::Destroy { group: group.name.clone() }),
     }
 }

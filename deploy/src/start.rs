@@ -101,6 +101,7 @@ pub fn start(
         ready_at: None,
         flipped_at: None,
         flip_ms: None,
+        taken_out_at: None,
         soaked: false,
         because: None,
         result: None,

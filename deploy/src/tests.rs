@@ -5,6 +5,7 @@ mod chaos;
 mod stage;
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use jiff::SignedDuration;
 use troop_policies::TeamName;
@@ -12,7 +13,7 @@ use troop_policies::inventory::TAG_TEAM;
 use troop_policies::step::{Size, Step};
 
 use crate::machine::Newer;
-use crate::push::{Phase, PushResult};
+use crate::push::{Phase, Push, PushResult, Settings};
 use crate::rollback::{self, Answer};
 use crate::script;
 use crate::start::{Asked, NotStarted, start};
@@ -379,7 +380,15 @@ fn a_failed_first_version_stays_until_another_serves() {
     assert!(driver.push.note.contains("last enabled group"), "{}", driver.push.note);
     let mut second = Driver::new(begin(&world, "ami-2"), &world);
     assert_eq!(second.push.group(), &group(1));
+    second.run(&mut world, |push| matches!(push.phase, Phase::Watch { .. }));
+    // It is what the second would go back to now.
+    world.way_back_of = Some(2);
+    for _ in 0..20 {
+        driver.step(&mut world);
+    }
+    assert!(world.has(0) && driver.push.note.contains("way back of push 2"), "{}", driver.push.note);
     second.run(&mut world, |push| push.result.is_some());
+    world.way_back_of = None;
     driver.run_to_end(&mut world);
     assert!(!world.has(0) && world.serving_group().unwrap() == "hello-web-v001");
 }
@@ -413,4 +422,41 @@ fn a_push_given_up_before_it_made_its_group_ends_and_reaps_nothing() {
         panic!("nothing had moved")
     };
     assert_eq!((push.phase, push.result), (Phase::Ended, Some(PushResult::Cancelled)));
+}
+
+#[test]
+fn what_was_taken_out_late_drains_before_its_end() {
+    let mut world = World::new(3);
+    let drain = Duration::from_secs(4);
+    let push = begin(&world, "ami-1");
+    let push = Push { settings: Settings { drain, ..push.settings }, ..push };
+    let mut driver = Driver::new(push, &world);
+    world.refuses.insert("disable");
+    driver.run(&mut world, |push| push.phase == Phase::Destroy);
+    assert!(world.inventory.groups[&group(0)].enabled, "it was given up, and serves nobody");
+    world.refuses.clear();
+    driver.run(&mut world, |push| push.note.contains("drains"));
+    driver.run_to_end(&mut world);
+    assert!(!world.has(0));
+    let took = world.now.duration_since(driver.push.taken_out_at.unwrap());
+    assert!(took >= SignedDuration::from_secs(4), "{took:?}");
+}
+
+#[test]
+fn a_clock_that_was_set_ends_no_watch_early() {
+    let mut world = World::new(3);
+    let mut driver = Driver::new(begin(&world, "ami-1"), &world);
+    driver.run(&mut world, |push| matches!(push.phase, Phase::Watch { .. }));
+    world.clock = Err("it was set".to_owned());
+    let truth = world.now;
+    world.now = world.now.checked_add(SignedDuration::from_hours(1)).unwrap();
+    for _ in 0..100 {
+        driver.step(&mut world);
+    }
+    assert!(matches!(driver.push.phase, Phase::Watch { .. }), "{}", driver.push.note);
+    assert!(driver.push.note.contains("clock"), "{}", driver.push.note);
+    world.clock = Ok(());
+    world.now = truth;
+    driver.run_to_end(&mut world);
+    assert_eq!(driver.push.result, Some(PushResult::Succeeded));
 }

@@ -68,7 +68,7 @@ impl Row {
     }
 }
 
-fn corrupt(event: i64, why: impl Into<String>) -> LedgerError {
+pub(crate) fn corrupt(event: i64, why: impl Into<String>) -> LedgerError {
     LedgerError::Corrupt { event: EventId(event), why: why.into() }
 }
 
@@ -238,64 +238,70 @@ mod tests {
 
     #[tokio::test]
     async fn filters_choose_events_and_keep_their_order() {
-        let scene = Scene::new().await;
-        for (kind, key) in [("a", "x/1"), ("b", "x/2"), ("a", "y_1"), ("c", "x/1")] {
-            let mut new = event(kind);
-            new.key = Some(key.to_owned());
-            new.team = Some(format!("team-{kind}"));
-            scene.ledger.append(new).await.unwrap();
+        for scene in Scene::both().await {
+            for (kind, key) in [("a", "x/1"), ("b", "x/2"), ("a", "y_1"), ("c", "x/1")] {
+                let mut new = event(kind);
+                new.key = Some(key.to_owned());
+                new.team = Some(format!("team-{kind}"));
+                scene.ledger.append(new).await.unwrap();
+            }
+            let ids = async |filter: EventFilter| -> Vec<i64> {
+                scene.ledger.events(&filter).await.unwrap().iter().map(|e| e.id.0).collect()
+            };
+            let base = EventFilter::default;
+            let own = str::to_owned;
+            assert_eq!(ids(base()).await, [1, 2, 3, 4]);
+            assert_eq!(ids(EventFilter { after: Some(EventId(2)), ..base() }).await, [3, 4]);
+            assert_eq!(
+                ids(EventFilter { kinds: vec![own("a"), own("c")], newest_first: true, ..base() }).await,
+                [4, 3, 1]
+            );
+            assert_eq!(ids(EventFilter { key: Some(own("x/1")), ..base() }).await, [1, 4]);
+            assert_eq!(ids(EventFilter { key_prefix: Some(own("x/")), limit: Some(2), ..base() }).await, [1, 2]);
+            assert_eq!(ids(EventFilter { key_prefix: Some(own("y%")), ..base() }).await, Vec::<i64>::new());
+            assert_eq!(ids(EventFilter { team: Some(own("team-b")), ..base() }).await, [2]);
+            let second = scene.ledger.event(EventId(2)).await.unwrap().unwrap();
+            assert_eq!(ids(EventFilter { since: Some(second.at), ..base() }).await, [2, 3, 4]);
+            assert_eq!(ids(EventFilter { until: Some(second.at), ..base() }).await, [1]);
+            let nano_later = second.at + jiff::SignedDuration::from_nanos(1);
+            assert_eq!(ids(EventFilter { since: Some(nano_later), ..base() }).await, [3, 4]);
+            assert_eq!(scene.ledger.newest_event().await.unwrap().unwrap().id, EventId(4));
         }
-        let ids = async |filter: EventFilter| -> Vec<i64> {
-            scene.ledger.events(&filter).await.unwrap().iter().map(|e| e.id.0).collect()
-        };
-        let base = EventFilter::default;
-        let own = str::to_owned;
-        assert_eq!(ids(base()).await, [1, 2, 3, 4]);
-        assert_eq!(ids(EventFilter { after: Some(EventId(2)), ..base() }).await, [3, 4]);
-        assert_eq!(ids(EventFilter { kinds: vec![own("a"), own("c")], newest_first: true, ..base() }).await, [4, 3, 1]);
-        assert_eq!(ids(EventFilter { key: Some(own("x/1")), ..base() }).await, [1, 4]);
-        assert_eq!(ids(EventFilter { key_prefix: Some(own("x/")), limit: Some(2), ..base() }).await, [1, 2]);
-        assert_eq!(ids(EventFilter { key_prefix: Some(own("y%")), ..base() }).await, Vec::<i64>::new());
-        assert_eq!(ids(EventFilter { team: Some(own("team-b")), ..base() }).await, [2]);
-        let second = scene.ledger.event(EventId(2)).await.unwrap().unwrap();
-        assert_eq!(ids(EventFilter { since: Some(second.at), ..base() }).await, [2, 3, 4]);
-        assert_eq!(ids(EventFilter { until: Some(second.at), ..base() }).await, [1]);
-        let nano_later = second.at + jiff::SignedDuration::from_nanos(1);
-        assert_eq!(ids(EventFilter { since: Some(nano_later), ..base() }).await, [3, 4]);
-        assert_eq!(scene.ledger.newest_event().await.unwrap().unwrap().id, EventId(4));
     }
 
     #[tokio::test]
     async fn an_event_comes_back_as_it_was_appended_with_both_times_cut_to_microseconds() {
-        let scene = Scene::new().await;
-        let new = NewEvent {
-            kind: "kind".to_owned(),
-            version: 3,
-            key: Some("ключ\0".to_owned()),
-            team: None,
-            actor: Some(String::new()),
-            body: json!({"z": 1, "a": [0.1, null, "é"], "big": u64::MAX}),
-        };
-        let id = scene.ledger.append(new.clone()).await.unwrap();
-        let got = scene.ledger.event(id).await.unwrap().unwrap();
-        assert_eq!((got.kind, got.version, got.key, got.team), (new.kind, new.version, new.key, new.team));
-        assert_eq!((got.actor, got.body.to_string()), (new.actor, new.body.to_string()));
-        let stamp = scene.last_stamp();
-        assert_ne!(stamp.at.as_nanosecond() % 1_000, 0, "the test's clock must have something to cut");
-        assert_eq!(got.at.as_nanosecond(), stamp.at.as_nanosecond() / 1_000 * 1_000);
-        assert_eq!(got.real_at.as_nanosecond(), stamp.real_at.as_nanosecond() / 1_000 * 1_000);
+        for scene in Scene::both().await {
+            let new = NewEvent {
+                kind: "kind".to_owned(),
+                version: 3,
+                key: Some("ключ\0".to_owned()),
+                team: None,
+                actor: Some(String::new()),
+                body: json!({"z": 1, "a": [0.1, null, "é"], "big": u64::MAX}),
+            };
+            let id = scene.ledger.append(new.clone()).await.unwrap();
+            let got = scene.ledger.event(id).await.unwrap().unwrap();
+            assert_eq!((got.kind, got.version, got.key, got.team), (new.kind, new.version, new.key, new.team));
+            assert_eq!((got.actor, got.body.to_string()), (new.actor, new.body.to_string()));
+            let stamp = scene.last_stamp();
+            assert_ne!(stamp.at.as_nanosecond() % 1_000, 0, "the test's clock must have something to cut");
+            assert_eq!(got.at.as_nanosecond(), stamp.at.as_nanosecond() / 1_000 * 1_000);
+            assert_eq!(got.real_at.as_nanosecond(), stamp.real_at.as_nanosecond() / 1_000 * 1_000);
+        }
     }
 
     #[tokio::test]
     async fn a_whole_chain_verifies_over_several_pages() {
-        let scene = Scene::new().await;
-        let mut tx = scene.ledger.begin().await.unwrap();
-        let count = 2 * PAGE_SIZE + 7;
-        for _ in 0..count {
-            tx.append(event("e")).await.unwrap();
+        for scene in Scene::both().await {
+            let mut tx = scene.ledger.begin().await.unwrap();
+            let count = 2 * PAGE_SIZE + 7;
+            for _ in 0..count {
+                tx.append(event("e")).await.unwrap();
+            }
+            tx.commit().await.unwrap();
+            assert_eq!(i64::try_from(scene.ledger.verify().await.unwrap().events).unwrap(), count);
         }
-        tx.commit().await.unwrap();
-        assert_eq!(i64::try_from(scene.ledger.verify().await.unwrap().events).unwrap(), count);
     }
 
     #[tokio::test]

@@ -159,67 +159,70 @@ mod tests {
 
     #[tokio::test]
     async fn an_intent_is_settled_once_and_an_unknown_one_only_by_what_is_known() {
-        let scene = Scene::new().await;
-        let steps = |path: &[&'static str]| path.to_vec();
-        for (i, (path, fails_at)) in [
-            (steps(&["done", "done"]), Some(1)),
-            (steps(&["done", "refused"]), Some(1)),
-            (steps(&["done", "unknown"]), Some(1)),
-            (steps(&["refused", "done"]), Some(1)),
-            (steps(&["unknown", "unknown"]), Some(1)),
-            (steps(&["unknown", "done"]), None),
-            (steps(&["unknown", "refused", "done"]), Some(2)),
-        ]
-        .into_iter()
-        .enumerate()
-        {
-            let id = format!("i{i}");
-            insert(&scene, intent(&id)).await.unwrap();
-            for (n, outcome) in path.iter().enumerate() {
-                let result = settle(&scene, &id, outcome).await;
-                let conflict = matches!(result, Err(LedgerError::Conflict { .. }));
-                assert_eq!(conflict, fails_at == Some(n), "{path:?} step {n}: {result:?}");
-                assert!(conflict || result.is_ok(), "{result:?}");
+        for scene in Scene::both().await {
+            let steps = |path: &[&'static str]| path.to_vec();
+            for (i, (path, fails_at)) in [
+                (steps(&["done", "done"]), Some(1)),
+                (steps(&["done", "refused"]), Some(1)),
+                (steps(&["done", "unknown"]), Some(1)),
+                (steps(&["refused", "done"]), Some(1)),
+                (steps(&["unknown", "unknown"]), Some(1)),
+                (steps(&["unknown", "done"]), None),
+                (steps(&["unknown", "refused", "done"]), Some(2)),
+            ]
+            .into_iter()
+            .enumerate()
+            {
+                let id = format!("i{i}");
+                insert(&scene, intent(&id)).await.unwrap();
+                for (n, outcome) in path.iter().enumerate() {
+                    let result = settle(&scene, &id, outcome).await;
+                    let conflict = matches!(result, Err(LedgerError::Conflict { .. }));
+                    assert_eq!(conflict, fails_at == Some(n), "{path:?} step {n}: {result:?}");
+                    assert!(conflict || result.is_ok(), "{result:?}");
+                }
+                let last = path[fails_at.map_or(path.len(), |n| n) - 1];
+                let row = scene.ledger.intent(&id).await.unwrap().unwrap();
+                assert_eq!(row.outcome.as_deref(), Some(last));
+                assert_eq!(row.outcome_body, Some(json!({ "is": last })));
+                assert!(row.settled_real_at.unwrap() > row.real_at);
             }
-            let last = path[fails_at.map_or(path.len(), |n| n) - 1];
-            let row = scene.ledger.intent(&id).await.unwrap().unwrap();
-            assert_eq!(row.outcome.as_deref(), Some(last));
-            assert_eq!(row.outcome_body, Some(json!({ "is": last })));
-            assert!(row.settled_real_at.unwrap() > row.real_at);
+            assert!(matches!(settle(&scene, "nobody", "done").await, Err(LedgerError::Conflict { .. })));
         }
-        assert!(matches!(settle(&scene, "nobody", "done").await, Err(LedgerError::Conflict { .. })));
     }
 
     #[tokio::test]
     async fn an_id_is_taken_once_for_all_time() {
-        let scene = Scene::new().await;
-        insert(&scene, intent("a")).await.unwrap();
-        settle(&scene, "a", "done").await.unwrap();
-        assert!(matches!(insert(&scene, intent("a")).await, Err(LedgerError::Conflict { .. })));
+        for scene in Scene::both().await {
+            insert(&scene, intent("a")).await.unwrap();
+            settle(&scene, "a", "done").await.unwrap();
+            assert!(matches!(insert(&scene, intent("a")).await, Err(LedgerError::Conflict { .. })));
+        }
     }
 
     #[tokio::test]
     async fn filters_choose_intents_and_open_ones_are_those_without_an_outcome() {
-        let scene = Scene::new().await;
-        for (id, kind, key) in [("b", "terminate", "x"), ("a", "resize", "x"), ("c", "terminate", "y")] {
-            let mut new = intent(id);
-            (new.kind, new.key) = (kind.to_owned(), key.to_owned());
-            insert(&scene, new).await.unwrap();
+        for scene in Scene::both().await {
+            for (id, kind, key) in [("b", "terminate", "x"), ("a", "resize", "x"), ("c", "terminate", "y")] {
+                let mut new = intent(id);
+                (new.kind, new.key) = (kind.to_owned(), key.to_owned());
+                insert(&scene, new).await.unwrap();
+            }
+            settle(&scene, "a", "unknown").await.unwrap();
+            let ids = |rows: Vec<IntentRow>| rows.into_iter().map(|r| r.id).collect::<Vec<_>>();
+            let chosen = async |filter: IntentFilter| ids(scene.ledger.intents(&filter).await.unwrap());
+            let base = IntentFilter::default;
+            assert_eq!(ids(scene.ledger.open_intents().await.unwrap()), ["b", "c"]);
+            assert_eq!(chosen(base()).await, ["b", "a", "c"]);
+            let terminate = Some("terminate".to_owned());
+            let newest = IntentFilter { kind: terminate, newest_first: true, limit: Some(1), ..base() };
+            assert_eq!(chosen(newest).await, ["c"]);
+            assert_eq!(chosen(IntentFilter { key: Some("x".to_owned()), ..base() }).await, ["b", "a"]);
+            assert_eq!(chosen(IntentFilter { outcome: Some("unknown".to_owned()), ..base() }).await, ["a"]);
+            assert_eq!(chosen(IntentFilter { team: Some("nobody".to_owned()), ..base() }).await, Vec::<String>::new());
+            let since = Some(scene.ledger.intent("a").await.unwrap().unwrap().at);
+            assert_eq!(chosen(IntentFilter { since, ..base() }).await, ["a", "c"]);
+            assert_eq!(chosen(IntentFilter { since, newest_first: true, ..base() }).await, ["c", "a"]);
         }
-        settle(&scene, "a", "unknown").await.unwrap();
-        let ids = |rows: Vec<IntentRow>| rows.into_iter().map(|r| r.id).collect::<Vec<_>>();
-        let chosen = async |filter: IntentFilter| ids(scene.ledger.intents(&filter).await.unwrap());
-        let base = IntentFilter::default;
-        assert_eq!(ids(scene.ledger.open_intents().await.unwrap()), ["b", "c"]);
-        assert_eq!(chosen(base()).await, ["b", "a", "c"]);
-        let terminate = Some("terminate".to_owned());
-        let newest = IntentFilter { kind: terminate, newest_first: true, limit: Some(1), ..base() };
-        assert_eq!(chosen(newest).await, ["c"]);
-        assert_eq!(chosen(IntentFilter { key: Some("x".to_owned()), ..base() }).await, ["b", "a"]);
-        assert_eq!(chosen(IntentFilter { outcome: Some("unknown".to_owned()), ..base() }).await, ["a"]);
-        assert_eq!(chosen(IntentFilter { team: Some("nobody".to_owned()), ..base() }).await, Vec::<String>::new());
-        let since = Some(scene.ledger.intent("a").await.unwrap().unwrap().at);
-        assert_eq!(chosen(IntentFilter { since, ..base() }).await, ["a", "c"]);
-        assert_eq!(chosen(IntentFilter { since, newest_first: true, ..base() }).await, ["c", "a"]);
     }
 }

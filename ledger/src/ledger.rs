@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
-use sqlx::pool::PoolConnection;
 
-use crate::db::{Driver, Now};
+use crate::db::Now;
 use crate::error::{LedgerError, OnPath as _};
+use crate::memory::Memory;
 use crate::open::{self, Pools, Waits};
 use crate::plans::Which;
 use crate::tx::Tx;
@@ -29,12 +29,17 @@ pub(crate) struct Shared {
     pub(crate) path: PathBuf,
     /// `None` when opened for reading only.
     clock: Option<Clock>,
-    pub(crate) pools: Pools,
+    pub(crate) store: Store,
+}
+
+pub(crate) enum Store {
+    File(Pools),
+    Memory(Memory),
 }
 
 impl fmt::Debug for Ledger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let read_only = self.0.pools.writer.is_none();
+        let read_only = self.0.clock.is_none();
         f.debug_struct("Ledger").field("path", &self.0.path).field("read_only", &read_only).finish_non_exhaustive()
     }
 }
@@ -45,12 +50,31 @@ impl Shared {
         let clock = self.clock.as_ref().ok_or_else(|| LedgerError::ReadOnly { path: self.path.clone() })?;
         Ok(clock().into())
     }
+
+    #[cfg(test)]
+    pub(crate) fn pools(&self) -> &Pools {
+        match &self.store {
+            Store::File(pools) => pools,
+            Store::Memory(_) => panic!("a ledger in memory has no connections"),
+        }
+    }
 }
 
-async fn in_task<T: Send + 'static>(
-    work: impl Future<Output = Result<T, LedgerError>> + Send + 'static,
-) -> Result<T, LedgerError> {
-    tokio::spawn(work).await.map_err(|source| LedgerError::TaskEnded { source })?
+/// Reads what is committed: by a query, or from the tables in memory.
+macro_rules! read {
+    ($self:ident, $conn:ident => $query:expr, $tables:ident => $in_memory:expr) => {
+        match &$self.0.store {
+            Store::File(pools) => {
+                let mut reader = pools.readers.acquire().await.on(&$self.0.path)?;
+                let $conn = &mut *reader;
+                $query.await.on(&$self.0.path)
+            }
+            Store::Memory(memory) => {
+                let $tables = memory.read();
+                Ok($in_memory)
+            }
+        }
+    };
 }
 
 /// Opening and transactions.
@@ -68,7 +92,36 @@ impl Ledger {
 
     pub(crate) async fn open_waiting(path: &Path, clock: Clock, waits: Waits) -> Result<Self, LedgerError> {
         let pools = open::writable(path, waits).await?;
-        Ok(Self(Arc::new(Shared { path: path.to_owned(), clock: Some(clock), pools })))
+        Ok(Self(Arc::new(Shared { path: path.to_owned(), clock: Some(clock), store: Store::File(pools) })))
+    }
+
+    /// A new ledger in memory, for simulations. It promises what a file does, but that nothing of it outlives the
+    /// process.
+    pub fn in_memory(clock: Clock) -> Self {
+        Self::of_memory(Memory::default(), clock)
+    }
+
+    fn of_memory(memory: Memory, clock: Clock) -> Self {
+        Self(Arc::new(Shared { path: PathBuf::from("memory"), clock: Some(clock), store: Store::Memory(memory) }))
+    }
+
+    /// The same ledger in memory as another control plane with a clock of its own opens it. `None` for a file, which is
+    /// opened by its path.
+    #[must_use]
+    pub fn shared_in_memory(&self, clock: Clock) -> Option<Self> {
+        match &self.0.store {
+            Store::Memory(memory) => Some(Self::of_memory(memory.clone(), clock)),
+            Store::File(_) => None,
+        }
+    }
+
+    /// A copy of a ledger in memory, as somebody puts a copy of the file in its place. `None` for a file.
+    #[must_use]
+    pub fn copied_in_memory(&self, clock: Clock) -> Option<Self> {
+        match &self.0.store {
+            Store::Memory(memory) => Some(Self::of_memory(memory.copy(), clock)),
+            Store::File(_) => None,
+        }
     }
 
     /// Opens the ledger at `path` for reading. Every write then answers [`LedgerError::ReadOnly`].
@@ -77,7 +130,7 @@ impl Ledger {
     /// As [`Ledger::open`], and [`LedgerError::Missing`].
     pub async fn open_read_only(path: &Path) -> Result<Self, LedgerError> {
         let pools = open::read_only(path).await?;
-        Ok(Self(Arc::new(Shared { path: path.to_owned(), clock: None, pools })))
+        Ok(Self(Arc::new(Shared { path: path.to_owned(), clock: None, store: Store::File(pools) })))
     }
 
     /// Begins a transaction, which holds the write lock at once: no other process writes until it ends.
@@ -87,21 +140,30 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError::Busy`], [`LedgerError::ReadOnly`], or the database's.
     pub async fn begin(&self) -> Result<Tx, LedgerError> {
-        in_task(Tx::begin(Arc::clone(&self.0))).await
+        self.in_task(Tx::begin(Arc::clone(&self.0))).await
     }
 
     /// Closes the ledger for all its clones, once what is running has ended, and folds the write-ahead log into the
     /// file. A process that ends without it loses nothing; the next opening reads the log.
     pub async fn close(self) {
-        self.0.pools.readers.close().await;
+        let Store::File(pools) = &self.0.store else { return };
+        pools.readers.close().await;
         // Last: only a connection that may write can fold the log in, and only when nobody else is left.
-        if let Some(writer) = &self.0.pools.writer {
+        if let Some(writer) = &pools.writer {
             writer.close().await;
         }
     }
 
-    async fn reader(&self) -> Result<PoolConnection<Driver>, LedgerError> {
-        self.0.pools.readers.acquire().await.on(&self.0.path)
+    /// Runs the work in a task of its own. In memory no step waits, so that a caller that is dropped leaves nothing half
+    /// done by itself.
+    async fn in_task<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, LedgerError>> + Send + 'static,
+    ) -> Result<T, LedgerError> {
+        if matches!(self.0.store, Store::Memory(_)) {
+            return work.await;
+        }
+        tokio::spawn(work).await.map_err(|source| LedgerError::TaskEnded { source })?
     }
 }
 
@@ -113,7 +175,7 @@ impl Ledger {
     /// As [`Ledger::begin`], and [`LedgerError::DiskFull`].
     pub async fn append(&self, event: NewEvent) -> Result<EventId, LedgerError> {
         let shared = Arc::clone(&self.0);
-        in_task(async move {
+        self.in_task(async move {
             let mut tx = Tx::begin(shared).await?;
             let id = tx.append(event).await?;
             tx.commit_here().await?;
@@ -125,13 +187,13 @@ impl Ledger {
     /// # Errors
     /// The database's, or [`LedgerError::Unreadable`].
     pub async fn events(&self, filter: &EventFilter) -> Result<Vec<Event>, LedgerError> {
-        events::select(&mut *self.reader().await?, filter).await.on(&self.0.path)
+        read!(self, c => events::select(c, filter), t => t.events(filter))
     }
 
     /// # Errors
     /// As [`Ledger::events`].
     pub async fn event(&self, id: EventId) -> Result<Option<Event>, LedgerError> {
-        events::by_id(&mut *self.reader().await?, id).await.on(&self.0.path)
+        read!(self, c => events::by_id(c, id), t => t.event(id))
     }
 
     /// # Errors
@@ -147,9 +209,13 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError::Corrupt`] at the first event that is not what was written, or the database's.
     pub async fn verify(&self) -> Result<Verified, LedgerError> {
+        let pools = match &self.0.store {
+            Store::File(pools) => pools,
+            Store::Memory(memory) => return Ok(Verified { events: memory.read().verify().on(&self.0.path)? }),
+        };
         // Before the database, so that an event committed meanwhile is no contradiction.
         let head = head::read(&self.0.path)?;
-        let mut conn = self.reader().await?;
+        let mut conn = pools.readers.acquire().await.on(&self.0.path)?;
         let events = events::verify(&mut conn, head.as_ref()).await.on(&self.0.path)?;
         Ok(Verified { events })
     }
@@ -171,7 +237,7 @@ impl Ledger {
         event: NewEvent,
     ) -> Result<StoredPlan, LedgerError> {
         let (shared, day, team, body) = (Arc::clone(&self.0), day.to_owned(), team.to_owned(), body.clone());
-        in_task(async move {
+        self.in_task(async move {
             let mut tx = Tx::begin(shared).await?;
             let stored = tx.store_plan_once(Which { day: &day, team: &team }, version, &body, event).await?;
             if stored.fresh {
@@ -185,7 +251,7 @@ impl Ledger {
     /// # Errors
     /// The database's, or [`LedgerError::Unreadable`].
     pub async fn plan(&self, day: &str, team: &str) -> Result<Option<StoredPlan>, LedgerError> {
-        plans::one(&mut *self.reader().await?, Which { day, team }).await.on(&self.0.path)
+        read!(self, c => plans::one(c, Which { day, team }), t => t.plan(Which { day, team }))
     }
 
     /// All teams' plans of one day, by team.
@@ -193,7 +259,7 @@ impl Ledger {
     /// # Errors
     /// As [`Ledger::plan`].
     pub async fn plans(&self, day: &str) -> Result<Vec<StoredPlan>, LedgerError> {
-        plans::of_day(&mut *self.reader().await?, day).await.on(&self.0.path)
+        read!(self, c => plans::of_day(c, day), t => t.plans_of(day))
     }
 
     /// Replaces the body of a stored plan, and writes its event.
@@ -210,7 +276,7 @@ impl Ledger {
     ) -> Result<(), LedgerError> {
         let (shared, day, team) = (Arc::clone(&self.0), day.to_owned(), team.to_owned());
         let (old, new) = (old.clone(), new.clone());
-        in_task(async move {
+        self.in_task(async move {
             let mut tx = Tx::begin(shared).await?;
             tx.replace_plan_body(Which { day: &day, team: &team }, (&old, &new), event).await?;
             tx.commit_here().await
@@ -225,7 +291,7 @@ impl Ledger {
     /// [`LedgerError::Conflict`] when there is no plan, or another key is there; else as [`Ledger::append`].
     pub async fn publish_day_key(&self, day: &str, team: &str, hex: &str, event: NewEvent) -> Result<(), LedgerError> {
         let (shared, day, team, hex) = (Arc::clone(&self.0), day.to_owned(), team.to_owned(), hex.to_owned());
-        in_task(async move {
+        self.in_task(async move {
             let mut tx = Tx::begin(shared).await?;
             if tx.publish_day_key(Which { day: &day, team: &team }, &hex, event).await? {
                 tx.commit_here().await?;
@@ -243,19 +309,19 @@ impl Ledger {
     /// # Errors
     /// The database's, or [`LedgerError::Unreadable`]. So for all reads below.
     pub async fn open_intents(&self) -> Result<Vec<IntentRow>, LedgerError> {
-        intents::open(&mut *self.reader().await?).await.on(&self.0.path)
+        read!(self, c => intents::open(c), t => t.open_intents())
     }
 
     /// # Errors
     /// As [`Ledger::open_intents`].
     pub async fn intents(&self, filter: &IntentFilter) -> Result<Vec<IntentRow>, LedgerError> {
-        intents::select(&mut *self.reader().await?, filter).await.on(&self.0.path)
+        read!(self, c => intents::select(c, filter), t => t.intents(filter))
     }
 
     /// # Errors
     /// As [`Ledger::open_intents`].
     pub async fn intent(&self, id: &str) -> Result<Option<IntentRow>, LedgerError> {
-        intents::by_id(&mut *self.reader().await?, id).await.on(&self.0.path)
+        read!(self, c => intents::by_id(c, id), t => t.intent(id))
     }
 
     /// All marks of a kind, by key.
@@ -263,13 +329,13 @@ impl Ledger {
     /// # Errors
     /// As [`Ledger::open_intents`].
     pub async fn marks(&self, kind: &str) -> Result<Vec<MarkRow>, LedgerError> {
-        marks::of_kind(&mut *self.reader().await?, kind).await.on(&self.0.path)
+        read!(self, c => marks::of_kind(c, kind), t => t.marks(kind))
     }
 
     /// # Errors
     /// As [`Ledger::open_intents`].
     pub async fn mark(&self, kind: &str, key: &str) -> Result<Option<MarkRow>, LedgerError> {
-        marks::one(&mut *self.reader().await?, kind, key).await.on(&self.0.path)
+        read!(self, c => marks::one(c, kind, key), t => t.mark(kind, key))
     }
 
     /// The locks that are held, by name.
@@ -277,7 +343,7 @@ impl Ledger {
     /// # Errors
     /// As [`Ledger::open_intents`].
     pub async fn locks(&self) -> Result<Vec<LockRow>, LedgerError> {
-        locks::all_held(&mut *self.reader().await?).await.on(&self.0.path)
+        read!(self, c => locks::all_held(c), t => t.locks())
     }
 
     /// The newest pushes, newest first, at most `limit`.
@@ -285,13 +351,13 @@ impl Ledger {
     /// # Errors
     /// As [`Ledger::open_intents`].
     pub async fn pushes(&self, limit: u32) -> Result<Vec<PushRow>, LedgerError> {
-        pushes::newest(&mut *self.reader().await?, limit).await.on(&self.0.path)
+        read!(self, c => pushes::newest(c, limit), t => t.newest_pushes(limit))
     }
 
     /// # Errors
     /// As [`Ledger::open_intents`].
     pub async fn push(&self, id: i64) -> Result<Option<PushRow>, LedgerError> {
-        pushes::by_id(&mut *self.reader().await?, id).await.on(&self.0.path)
+        read!(self, c => pushes::by_id(c, id), t => t.push(id))
     }
 
     /// The pushes that have not ended, oldest first.
@@ -299,7 +365,7 @@ impl Ledger {
     /// # Errors
     /// As [`Ledger::open_intents`].
     pub async fn open_pushes(&self) -> Result<Vec<PushRow>, LedgerError> {
-        pushes::open(&mut *self.reader().await?).await.on(&self.0.path)
+        read!(self, c => pushes::open(c), t => t.open_pushes())
     }
 
     /// The unanswered requests of a kind, oldest first.
@@ -307,13 +373,13 @@ impl Ledger {
     /// # Errors
     /// As [`Ledger::open_intents`].
     pub async fn open_requests(&self, kind: &str) -> Result<Vec<RequestRow>, LedgerError> {
-        pushes::open_requests(&mut *self.reader().await?, kind).await.on(&self.0.path)
+        read!(self, c => pushes::open_requests(c, kind), t => t.open_requests(kind))
     }
 
     /// # Errors
     /// As [`Ledger::open_intents`].
     pub async fn meta(&self, name: &str) -> Result<Option<String>, LedgerError> {
-        marks::meta(&mut *self.reader().await?, name).await.on(&self.0.path)
+        read!(self, c => marks::meta(c, name), t => t.meta(name))
     }
 
     /// Stores a word about the ledger itself unless there is one of this name, and returns what is stored then.
@@ -322,7 +388,7 @@ impl Ledger {
     /// As [`Ledger::append`].
     pub async fn set_meta_once(&self, name: &str, value: &str) -> Result<String, LedgerError> {
         let (shared, name, value) = (Arc::clone(&self.0), name.to_owned(), value.to_owned());
-        in_task(async move {
+        self.in_task(async move {
             let mut tx = Tx::begin(shared).await?;
             let stored = tx.set_meta_once(&name, &value).await?;
             tx.commit_here().await?;

@@ -8,6 +8,8 @@
 //!   the file;
 //! - what was committed outlives a power loss, and what was not leaves nothing behind.
 //!
+//! For simulations there is the same in memory ([`Ledger::in_memory`]), which nothing of the command line can ask for.
+//!
 //! The statements keep to what SQLite and PostgreSQL share, so that a second driver needs its own connections and
 //! migrations and nothing else.
 
@@ -20,6 +22,7 @@ mod intents;
 mod ledger;
 mod locks;
 mod marks;
+mod memory;
 mod open;
 mod plans;
 mod pushes;

@@ -87,41 +87,46 @@ mod tests {
 
     #[tokio::test]
     async fn a_lock_has_one_holder_and_its_fence_only_grows() {
-        let scene = Scene::new().await;
-        assert_eq!(take(&scene, "a", "one").await, Taken::Yes { fence: 1 });
-        assert_eq!(take(&scene, "a", "one").await, Taken::Yes { fence: 1 }, "the same holder keeps its fence");
-        assert_eq!(take(&scene, "a", "two").await, Taken::HeldBy { holder: "one".to_owned() });
-        assert_eq!(take(&scene, "b", "two").await, Taken::Yes { fence: 1 }, "another name is another lock");
-        release(&scene, "a", "one", 1).await.unwrap();
-        assert_eq!(take(&scene, "a", "two").await, Taken::Yes { fence: 2 });
-        release(&scene, "a", "two", 2).await.unwrap();
-        assert_eq!(take(&scene, "a", "one").await, Taken::Yes { fence: 3 }, "a fence is never used again");
-        let held: Vec<_> =
-            scene.ledger.locks().await.unwrap().into_iter().map(|l| (l.name, l.holder, l.fence)).collect();
-        assert_eq!(held, [("a".to_owned(), "one".to_owned(), 3), ("b".to_owned(), "two".to_owned(), 1)]);
+        for scene in Scene::both().await {
+            assert_eq!(take(&scene, "a", "one").await, Taken::Yes { fence: 1 });
+            assert_eq!(take(&scene, "a", "one").await, Taken::Yes { fence: 1 }, "the same holder keeps its fence");
+            assert_eq!(take(&scene, "a", "two").await, Taken::HeldBy { holder: "one".to_owned() });
+            assert_eq!(take(&scene, "b", "two").await, Taken::Yes { fence: 1 }, "another name is another lock");
+            release(&scene, "a", "one", 1).await.unwrap();
+            assert_eq!(take(&scene, "a", "two").await, Taken::Yes { fence: 2 });
+            release(&scene, "a", "two", 2).await.unwrap();
+            assert_eq!(take(&scene, "a", "one").await, Taken::Yes { fence: 3 }, "a fence is never used again");
+            let held: Vec<_> =
+                scene.ledger.locks().await.unwrap().into_iter().map(|l| (l.name, l.holder, l.fence)).collect();
+            assert_eq!(held, [("a".to_owned(), "one".to_owned(), 3), ("b".to_owned(), "two".to_owned(), 1)]);
+        }
     }
 
     #[tokio::test]
     async fn an_old_fence_neither_passes_nor_releases() {
-        let scene = Scene::new().await;
-        take(&scene, "a", "one").await;
-        release(&scene, "a", "one", 1).await.unwrap();
-        let nobody = release(&scene, "a", "one", 1).await;
-        assert!(matches!(nobody, Err(LedgerError::Fenced { holder_now: None, .. })), "{nobody:?}");
-        take(&scene, "a", "two").await;
-        let mut tx = scene.ledger.begin().await.unwrap();
-        tx.check_fence("a", "two", 2).await.unwrap();
-        for (holder, fence) in [("one", 1), ("one", 2), ("two", 1), ("two", 3)] {
-            match tx.check_fence("a", holder, fence).await {
-                Err(LedgerError::Fenced { name, holder_now }) => {
-                    assert_eq!((name.as_str(), holder_now.as_deref()), ("a", Some("two")));
+        for scene in Scene::both().await {
+            take(&scene, "a", "one").await;
+            release(&scene, "a", "one", 1).await.unwrap();
+            let nobody = release(&scene, "a", "one", 1).await;
+            assert!(matches!(nobody, Err(LedgerError::Fenced { holder_now: None, .. })), "{nobody:?}");
+            take(&scene, "a", "two").await;
+            let mut tx = scene.ledger.begin().await.unwrap();
+            tx.check_fence("a", "two", 2).await.unwrap();
+            for (holder, fence) in [("one", 1), ("one", 2), ("two", 1), ("two", 3)] {
+                match tx.check_fence("a", holder, fence).await {
+                    Err(LedgerError::Fenced { name, holder_now }) => {
+                        assert_eq!((name.as_str(), holder_now.as_deref()), ("a", Some("two")));
+                    }
+                    other => panic!("{holder} {fence}: {other:?}"),
                 }
-                other => panic!("{holder} {fence}: {other:?}"),
             }
+            assert!(matches!(
+                tx.check_fence("never", "one", 1).await,
+                Err(LedgerError::Fenced { holder_now: None, .. })
+            ));
+            drop(tx);
+            assert!(matches!(release(&scene, "a", "two", 1).await, Err(LedgerError::Fenced { .. })));
+            release(&scene, "a", "two", 2).await.unwrap();
         }
-        assert!(matches!(tx.check_fence("never", "one", 1).await, Err(LedgerError::Fenced { holder_now: None, .. })));
-        drop(tx);
-        assert!(matches!(release(&scene, "a", "two", 1).await, Err(LedgerError::Fenced { .. })));
-        release(&scene, "a", "two", 2).await.unwrap();
     }
 }

@@ -66,29 +66,31 @@ mod tests {
 
     #[tokio::test]
     async fn a_mark_stands_until_it_is_cleared_and_setting_it_again_replaces_it() {
-        let scene = Scene::new().await;
-        let mut tx = scene.ledger.begin().await.unwrap();
-        tx.set_mark("k", "b", json!(1)).await.unwrap();
-        tx.set_mark("k", "a", json!(2)).await.unwrap();
-        tx.set_mark("other", "a", json!(3)).await.unwrap();
-        tx.set_mark("k", "b", json!(4)).await.unwrap();
-        assert_eq!(tx.mark("k", "b").await.unwrap().unwrap().body, json!(4));
-        assert_eq!(tx.marks("k").await.unwrap().len(), 2);
-        tx.clear_mark("k", "a").await.unwrap();
-        tx.clear_mark("k", "never there").await.unwrap();
-        tx.commit().await.unwrap();
-        let marks = scene.ledger.marks("k").await.unwrap();
-        assert_eq!(marks.iter().map(|m| (m.key.as_str(), &m.body)).collect::<Vec<_>>(), [("b", &json!(4))]);
-        assert_eq!(scene.ledger.mark("k", "a").await.unwrap(), None);
-        assert_eq!(scene.ledger.mark("other", "a").await.unwrap().unwrap().body, json!(3));
+        for scene in Scene::both().await {
+            let mut tx = scene.ledger.begin().await.unwrap();
+            tx.set_mark("k", "b", json!(1)).await.unwrap();
+            tx.set_mark("k", "a", json!(2)).await.unwrap();
+            tx.set_mark("other", "a", json!(3)).await.unwrap();
+            tx.set_mark("k", "b", json!(4)).await.unwrap();
+            assert_eq!(tx.mark("k", "b").await.unwrap().unwrap().body, json!(4));
+            assert_eq!(tx.marks("k").await.unwrap().len(), 2);
+            tx.clear_mark("k", "a").await.unwrap();
+            tx.clear_mark("k", "never there").await.unwrap();
+            tx.commit().await.unwrap();
+            let marks = scene.ledger.marks("k").await.unwrap();
+            assert_eq!(marks.iter().map(|m| (m.key.as_str(), &m.body)).collect::<Vec<_>>(), [("b", &json!(4))]);
+            assert_eq!(scene.ledger.mark("k", "a").await.unwrap(), None);
+            assert_eq!(scene.ledger.mark("other", "a").await.unwrap().unwrap().body, json!(3));
+        }
     }
 
     #[tokio::test]
     async fn what_is_set_once_stays() {
-        let scene = Scene::new().await;
-        assert_eq!(scene.ledger.meta("secret").await.unwrap(), None);
-        assert_eq!(scene.ledger.set_meta_once("secret", "first").await.unwrap(), "first");
-        assert_eq!(scene.ledger.set_meta_once("secret", "second").await.unwrap(), "first");
-        assert_eq!(scene.ledger.meta("secret").await.unwrap().as_deref(), Some("first"));
+        for scene in Scene::both().await {
+            assert_eq!(scene.ledger.meta("secret").await.unwrap(), None);
+            assert_eq!(scene.ledger.set_meta_once("secret", "first").await.unwrap(), "first");
+            assert_eq!(scene.ledger.set_meta_once("secret", "second").await.unwrap(), "first");
+            assert_eq!(scene.ledger.meta("secret").await.unwrap().as_deref(), Some("first"));
+        }
     }
 }

@@ -281,7 +281,7 @@ mod tests {
     #[tokio::test]
     async fn the_writer_syncs_fully_logs_ahead_and_keeps_foreign_keys() {
         let scene = Scene::new().await;
-        let writer = scene.ledger.0.pools.writer.clone().unwrap();
+        let writer = scene.ledger.0.pools().writer.clone().unwrap();
         let mode: String = sqlx::query_scalar("pragma journal_mode").fetch_one(&writer).await.unwrap();
         let sync: i64 = sqlx::query_scalar("pragma synchronous").fetch_one(&writer).await.unwrap();
         let keys: i64 = sqlx::query_scalar("pragma foreign_keys").fetch_one(&writer).await.unwrap();

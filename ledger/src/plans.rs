@@ -133,24 +133,29 @@ pub(crate) async fn publish_day_key(
     event: NewEvent,
 ) -> Result<Option<Head>, Fault> {
     let mut stored = one(conn, which).await?.ok_or_else(|| missing(which))?;
+    if !put_day_key(&mut stored, key)? {
+        return Ok(None);
+    }
+    replace(conn, which, &stored.body).await?;
+    events::append(conn, now, event).await.map(Some)
+}
+
+/// Puts the key into the plan's body. Whether it was not there yet.
+pub(crate) fn put_day_key(stored: &mut StoredPlan, key: &str) -> Result<bool, Fault> {
+    let what = format!("the plan of {} for team {}", stored.day, stored.team);
     let Some(members) = stored.body.as_object_mut() else {
-        let what = format!("the plan of {} for team {}", which.day, which.team);
         return Err(LedgerError::Unreadable { what, why: "its body is no JSON object".to_owned() }.into());
     };
     match members.get(DAY_KEY) {
-        Some(Value::String(published)) if published == key => return Ok(None),
+        Some(Value::String(published)) if published == key => return Ok(false),
         None | Some(Value::Null) => {}
         Some(_) => {
-            let what = format!(
-                "the plan of {} for team {} has another key published already; the site secret was changed",
-                which.day, which.team
-            );
+            let what = format!("{what} has another key published already; the site secret was changed");
             return Err(LedgerError::Conflict { what }.into());
         }
     }
     members.insert(DAY_KEY.to_owned(), Value::String(key.to_owned()));
-    replace(conn, which, &stored.body).await?;
-    events::append(conn, now, event).await.map(Some)
+    Ok(true)
 }
 
 #[cfg(test)]
@@ -162,49 +167,52 @@ mod tests {
 
     #[tokio::test]
     async fn the_second_plan_of_a_day_and_team_is_the_first_and_writes_no_event() {
-        let scene = Scene::new().await;
-        let ledger = &scene.ledger;
-        let first = ledger.store_plan_once("2026-03-02", "a", 1, &json!({"n": 1}), event("plan")).await.unwrap();
-        let second = ledger.store_plan_once("2026-03-02", "a", 1, &json!({"n": 2}), event("plan")).await.unwrap();
-        assert!(first.fresh && !second.fresh);
-        assert_eq!(StoredPlan { fresh: true, ..second }, first);
-        assert_eq!(first.body, json!({"n": 1}));
-        assert!(ledger.store_plan_once("2026-03-02", "b", 1, &json!({}), event("plan")).await.unwrap().fresh);
-        assert!(ledger.store_plan_once("2026-03-03", "a", 1, &json!({}), event("plan")).await.unwrap().fresh);
-        assert_eq!(ledger.verify().await.unwrap().events, 3);
-        let teams: Vec<String> = ledger.plans("2026-03-02").await.unwrap().into_iter().map(|p| p.team).collect();
-        assert_eq!(teams, ["a", "b"]);
-        assert_eq!(ledger.plan("2026-03-02", "c").await.unwrap(), None);
+        for scene in Scene::both().await {
+            let ledger = &scene.ledger;
+            let first = ledger.store_plan_once("2026-03-02", "a", 1, &json!({"n": 1}), event("plan")).await.unwrap();
+            let second = ledger.store_plan_once("2026-03-02", "a", 1, &json!({"n": 2}), event("plan")).await.unwrap();
+            assert!(first.fresh && !second.fresh);
+            assert_eq!(StoredPlan { fresh: true, ..second }, first);
+            assert_eq!(first.body, json!({"n": 1}));
+            assert!(ledger.store_plan_once("2026-03-02", "b", 1, &json!({}), event("plan")).await.unwrap().fresh);
+            assert!(ledger.store_plan_once("2026-03-03", "a", 1, &json!({}), event("plan")).await.unwrap().fresh);
+            assert_eq!(ledger.verify().await.unwrap().events, 3);
+            let teams: Vec<String> = ledger.plans("2026-03-02").await.unwrap().into_iter().map(|p| p.team).collect();
+            assert_eq!(teams, ["a", "b"]);
+            assert_eq!(ledger.plan("2026-03-02", "c").await.unwrap(), None);
+        }
     }
 
     #[tokio::test]
     async fn a_plan_is_replaced_only_over_the_body_that_was_read() {
-        let scene = Scene::new().await;
-        let ledger = &scene.ledger;
-        let (one, two) = (json!({"f": 0.1, "n": [1]}), json!({"f": 0.1, "n": [1, 2]}));
-        ledger.store_plan_once("d", "t", 1, &one, event("plan")).await.unwrap();
-        ledger.replace_plan_body("d", "t", &one, &two, event("joined")).await.unwrap();
-        let again = ledger.replace_plan_body("d", "t", &one, &json!({}), event("joined")).await;
-        assert!(matches!(again, Err(LedgerError::Conflict { .. })), "{again:?}");
-        let nobody = ledger.replace_plan_body("d", "nobody", &one, &two, event("joined")).await;
-        assert!(matches!(nobody, Err(LedgerError::Conflict { .. })), "{nobody:?}");
-        assert_eq!(ledger.plan("d", "t").await.unwrap().unwrap().body, two);
-        assert_eq!(ledger.verify().await.unwrap().events, 2, "what was refused must leave no event");
+        for scene in Scene::both().await {
+            let ledger = &scene.ledger;
+            let (one, two) = (json!({"f": 0.1, "n": [1]}), json!({"f": 0.1, "n": [1, 2]}));
+            ledger.store_plan_once("d", "t", 1, &one, event("plan")).await.unwrap();
+            ledger.replace_plan_body("d", "t", &one, &two, event("joined")).await.unwrap();
+            let again = ledger.replace_plan_body("d", "t", &one, &json!({}), event("joined")).await;
+            assert!(matches!(again, Err(LedgerError::Conflict { .. })), "{again:?}");
+            let nobody = ledger.replace_plan_body("d", "nobody", &one, &two, event("joined")).await;
+            assert!(matches!(nobody, Err(LedgerError::Conflict { .. })), "{nobody:?}");
+            assert_eq!(ledger.plan("d", "t").await.unwrap().unwrap().body, two);
+            assert_eq!(ledger.verify().await.unwrap().events, 2, "what was refused must leave no event");
+        }
     }
 
     #[tokio::test]
     async fn a_day_key_is_published_once_and_never_replaced() {
-        let scene = Scene::new().await;
-        let ledger = &scene.ledger;
-        ledger.store_plan_once("d", "t", 1, &json!({"day_key": null, "z": 1}), event("plan")).await.unwrap();
-        ledger.publish_day_key("d", "t", "abcd", event("published")).await.unwrap();
-        ledger.publish_day_key("d", "t", "abcd", event("published")).await.unwrap();
-        let other = ledger.publish_day_key("d", "t", "ffff", event("published")).await;
-        assert!(matches!(other, Err(LedgerError::Conflict { .. })), "{other:?}");
-        let nobody = ledger.publish_day_key("d", "nobody", "abcd", event("published")).await;
-        assert!(matches!(nobody, Err(LedgerError::Conflict { .. })), "{nobody:?}");
-        let body = ledger.plan("d", "t").await.unwrap().unwrap().body;
-        assert_eq!(body.to_string(), r#"{"day_key":"abcd","z":1}"#, "the order of the members stays");
-        assert_eq!(ledger.verify().await.unwrap().events, 2);
+        for scene in Scene::both().await {
+            let ledger = &scene.ledger;
+            ledger.store_plan_once("d", "t", 1, &json!({"day_key": null, "z": 1}), event("plan")).await.unwrap();
+            ledger.publish_day_key("d", "t", "abcd", event("published")).await.unwrap();
+            ledger.publish_day_key("d", "t", "abcd", event("published")).await.unwrap();
+            let other = ledger.publish_day_key("d", "t", "ffff", event("published")).await;
+            assert!(matches!(other, Err(LedgerError::Conflict { .. })), "{other:?}");
+            let nobody = ledger.publish_day_key("d", "nobody", "abcd", event("published")).await;
+            assert!(matches!(nobody, Err(LedgerError::Conflict { .. })), "{nobody:?}");
+            let body = ledger.plan("d", "t").await.unwrap().unwrap().body;
+            assert_eq!(body.to_string(), r#"{"day_key":"abcd","z":1}"#, "the order of the members stays");
+            assert_eq!(ledger.verify().await.unwrap().events, 2);
+        }
     }
 }

@@ -128,55 +128,58 @@ mod tests {
 
     #[tokio::test]
     async fn a_push_is_saved_only_over_the_version_that_was_read() {
-        let scene = Scene::new().await;
-        let mut tx = scene.ledger.begin().await.unwrap();
-        let id = tx.insert_push("app", json!({"phase": 1})).await.unwrap();
-        assert_eq!(tx.save_push(id, 1, json!({"phase": 2}), false).await.unwrap(), 2);
-        for wrong in [0, 1, 3] {
-            let result = tx.save_push(id, wrong, json!({}), false).await;
-            assert!(matches!(result, Err(LedgerError::Conflict { .. })), "{result:?}");
+        for scene in Scene::both().await {
+            let mut tx = scene.ledger.begin().await.unwrap();
+            let id = tx.insert_push("app", json!({"phase": 1})).await.unwrap();
+            assert_eq!(tx.save_push(id, 1, json!({"phase": 2}), false).await.unwrap(), 2);
+            for wrong in [0, 1, 3] {
+                let result = tx.save_push(id, wrong, json!({}), false).await;
+                assert!(matches!(result, Err(LedgerError::Conflict { .. })), "{result:?}");
+            }
+            assert!(matches!(tx.save_push(id + 1, 1, json!({}), false).await, Err(LedgerError::Conflict { .. })));
+            assert_eq!(tx.open_pushes().await.unwrap().len(), 1);
+            assert_eq!(tx.save_push(id, 2, json!({"phase": 3}), true).await.unwrap(), 3);
+            assert!(matches!(tx.save_push(id, 3, json!({}), false).await, Err(LedgerError::Conflict { .. })));
+            assert_eq!(tx.save_push(id, 3, json!({"phase": 4}), true).await.unwrap(), 4);
+            tx.commit().await.unwrap();
+            let row = scene.ledger.push(id).await.unwrap().unwrap();
+            assert_eq!((row.version, row.ended, row.body), (4, true, json!({"phase": 4})));
+            assert_eq!(scene.ledger.open_pushes().await.unwrap(), []);
         }
-        assert!(matches!(tx.save_push(id + 1, 1, json!({}), false).await, Err(LedgerError::Conflict { .. })));
-        assert_eq!(tx.open_pushes().await.unwrap().len(), 1);
-        assert_eq!(tx.save_push(id, 2, json!({"phase": 3}), true).await.unwrap(), 3);
-        assert!(matches!(tx.save_push(id, 3, json!({}), false).await, Err(LedgerError::Conflict { .. })));
-        assert_eq!(tx.save_push(id, 3, json!({"phase": 4}), true).await.unwrap(), 4);
-        tx.commit().await.unwrap();
-        let row = scene.ledger.push(id).await.unwrap().unwrap();
-        assert_eq!((row.version, row.ended, row.body), (4, true, json!({"phase": 4})));
-        assert_eq!(scene.ledger.open_pushes().await.unwrap(), []);
     }
 
     #[tokio::test]
     async fn pushes_come_newest_first_and_by_key() {
-        let scene = Scene::new().await;
-        let mut tx = scene.ledger.begin().await.unwrap();
-        let mut ids = Vec::new();
-        for key in ["a", "b", "a", "a"] {
-            ids.push(tx.insert_push(key, json!(null)).await.unwrap());
+        for scene in Scene::both().await {
+            let mut tx = scene.ledger.begin().await.unwrap();
+            let mut ids = Vec::new();
+            for key in ["a", "b", "a", "a"] {
+                ids.push(tx.insert_push(key, json!(null)).await.unwrap());
+            }
+            let of_a: Vec<i64> = tx.pushes_of("a", 2).await.unwrap().iter().map(|p| p.id).collect();
+            assert_eq!(of_a, [ids[3], ids[2]]);
+            assert_eq!(tx.push(ids[1]).await.unwrap().unwrap().key, "b");
+            tx.commit().await.unwrap();
+            let newest: Vec<i64> = scene.ledger.pushes(3).await.unwrap().iter().map(|p| p.id).collect();
+            assert_eq!(newest, [ids[3], ids[2], ids[1]]);
         }
-        let of_a: Vec<i64> = tx.pushes_of("a", 2).await.unwrap().iter().map(|p| p.id).collect();
-        assert_eq!(of_a, [ids[3], ids[2]]);
-        assert_eq!(tx.push(ids[1]).await.unwrap().unwrap().key, "b");
-        tx.commit().await.unwrap();
-        let newest: Vec<i64> = scene.ledger.pushes(3).await.unwrap().iter().map(|p| p.id).collect();
-        assert_eq!(newest, [ids[3], ids[2], ids[1]]);
     }
 
     #[tokio::test]
     async fn a_request_is_open_until_it_is_answered_once() {
-        let scene = Scene::new().await;
-        let mut tx = scene.ledger.begin().await.unwrap();
-        let id = tx.insert_request("abort", "push 1", json!({"why": "w"})).await.unwrap();
-        tx.insert_request("other", "push 1", json!({})).await.unwrap();
-        tx.commit().await.unwrap();
-        let open = scene.ledger.open_requests("abort").await.unwrap();
-        assert_eq!(open.iter().map(|r| (r.id, r.key.as_str())).collect::<Vec<_>>(), [(id, "push 1")]);
-        let mut tx = scene.ledger.begin().await.unwrap();
-        assert_eq!(tx.open_requests("abort").await.unwrap().len(), 1);
-        tx.close_request(id, json!({"ok": true})).await.unwrap();
-        assert!(matches!(tx.close_request(id, json!({})).await, Err(LedgerError::Conflict { .. })));
-        tx.commit().await.unwrap();
-        assert_eq!(scene.ledger.open_requests("abort").await.unwrap(), []);
+        for scene in Scene::both().await {
+            let mut tx = scene.ledger.begin().await.unwrap();
+            let id = tx.insert_request("abort", "push 1", json!({"why": "w"})).await.unwrap();
+            tx.insert_request("other", "push 1", json!({})).await.unwrap();
+            tx.commit().await.unwrap();
+            let open = scene.ledger.open_requests("abort").await.unwrap();
+            assert_eq!(open.iter().map(|r| (r.id, r.key.as_str())).collect::<Vec<_>>(), [(id, "push 1")]);
+            let mut tx = scene.ledger.begin().await.unwrap();
+            assert_eq!(tx.open_requests("abort").await.unwrap().len(), 1);
+            tx.close_request(id, json!({"ok": true})).await.unwrap();
+            assert!(matches!(tx.close_request(id, json!({})).await, Err(LedgerError::Conflict { .. })));
+            tx.commit().await.unwrap();
+            assert_eq!(scene.ledger.open_requests("abort").await.unwrap(), []);
+        }
     }
 }

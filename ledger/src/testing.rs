@@ -44,6 +44,13 @@ impl Scene {
         Self { dir, path, ledger, ticks }
     }
 
+    /// A scene on a file, and one in memory that must answer the same.
+    pub(crate) async fn both() -> [Self; 2] {
+        let in_memory = Self::new().await;
+        let ledger = Ledger::in_memory(clock(&in_memory.ticks));
+        [Self::new().await, Self { ledger, ..in_memory }]
+    }
+
     /// The time of the row that was written last.
     pub(crate) fn last_stamp(&self) -> Stamp {
         stamp(self.ticks.load(Ordering::SeqCst) - 1)

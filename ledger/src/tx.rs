@@ -9,7 +9,9 @@ use sqlx::Transaction;
 use crate::db::{Conn, Driver};
 use crate::error::{Fault, LedgerError, OnPath as _};
 use crate::head::{self, Head};
-use crate::ledger::Shared;
+use crate::ledger::{Shared, Store};
+use crate::memory::{self, Tables};
+use crate::open::Pools;
 use crate::plans::Which;
 use crate::types::{
     Event, EventId, IntentFilter, IntentRow, LockRow, MarkRow, NewEvent, NewIntent, PushRow, RequestRow, StoredPlan,
@@ -23,7 +25,7 @@ use crate::{events, intents, locks, marks, plans, pushes};
 /// before it ended, nobody knows how much of that step was done, and SQLite may have rolled back by itself, so that a
 /// later step would stand alone: every later step, and the commit, then refuse.
 pub struct Tx {
-    tx: Transaction<'static, Driver>,
+    open: Open,
     shared: Arc<Shared>,
     /// A step has begun and not ended well.
     in_doubt: bool,
@@ -31,9 +33,15 @@ pub struct Tx {
     newest: Option<Head>,
 }
 
+/// Where the transaction is open.
+enum Open {
+    File(Transaction<'static, Driver>),
+    Memory(Box<memory::Open>),
+}
+
 impl fmt::Debug for Tx {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { tx: _, shared, in_doubt, newest } = self;
+        let Self { open: _, shared, in_doubt, newest } = self;
         let mut debug = f.debug_struct("Tx");
         debug.field("path", &shared.path).field("in_doubt", in_doubt).field("newest", newest).finish_non_exhaustive()
     }
@@ -41,10 +49,18 @@ impl fmt::Debug for Tx {
 
 /// Runs one step on the transaction's connection, see [`Tx`].
 macro_rules! step {
-    ($self:ident, $conn:ident => $work:expr) => {{
+    ($self:ident, $conn:ident => $work:expr, $tables:ident => $in_memory:expr) => {{
         $self.enter()?;
-        let $conn: &mut Conn = &mut $self.tx;
-        let result = $work.await;
+        let result = match &mut $self.open {
+            Open::File(tx) => {
+                let $conn: &mut Conn = tx;
+                $work.await
+            }
+            Open::Memory(open) => {
+                let $tables: &mut Tables = &mut open.tables;
+                $in_memory
+            }
+        };
         $self.leave(result)
     }};
 }
@@ -53,12 +69,19 @@ impl Tx {
     /// Begins. To be run in a task of its own: a begin that is dropped half way must not leave a connection inside a
     /// transaction that nobody owns.
     pub(crate) async fn begin(shared: Arc<Shared>) -> Result<Self, LedgerError> {
-        let Some(writer) = &shared.pools.writer else {
-            return Err(LedgerError::ReadOnly { path: shared.path.clone() });
+        let writer = match &shared.store {
+            Store::Memory(memory) => {
+                let open = Open::Memory(Box::new(memory.begin().await));
+                return Ok(Self { open, shared, in_doubt: false, newest: None });
+            }
+            Store::File(Pools { writer: Some(writer), .. }) => writer,
+            Store::File(Pools { writer: None, .. }) => {
+                return Err(LedgerError::ReadOnly { path: shared.path.clone() });
+            }
         };
         // Immediate: a transaction that reads first and writes later would be refused when another wrote meanwhile.
         let tx = writer.begin_with("BEGIN IMMEDIATE").await.on(&shared.path)?;
-        Ok(Self { tx, shared, in_doubt: false, newest: None })
+        Ok(Self { open: Open::File(tx), shared, in_doubt: false, newest: None })
     }
 
     fn enter(&mut self) -> Result<(), LedgerError> {
@@ -81,6 +104,9 @@ impl Tx {
     /// [`LedgerError::DiskFull`], [`LedgerError::Conflict`] after a step that failed, or the database's. Then nothing
     /// of it stands.
     pub async fn commit(self) -> Result<(), LedgerError> {
+        if matches!(self.open, Open::Memory(_)) {
+            return self.commit_here().await;
+        }
         // In a task: whoever gives up waiting gets either all of it or nothing, and the head file follows.
         let task = tokio::spawn(self.commit_here());
         task.await.map_err(|source| LedgerError::TaskEnded { source })?
@@ -89,7 +115,14 @@ impl Tx {
     /// [`Tx::commit`] for who runs in a task already.
     pub(crate) async fn commit_here(mut self) -> Result<(), LedgerError> {
         self.enter()?;
-        let Self { tx, shared, newest, in_doubt: _ } = self;
+        let Self { open, shared, newest, in_doubt: _ } = self;
+        let tx = match open {
+            Open::File(tx) => tx,
+            Open::Memory(open) => {
+                open.commit();
+                return Ok(());
+            }
+        };
         tx.commit().await.on(&shared.path)?;
         let Some(newest) = newest else { return Ok(()) };
         let for_head = Arc::clone(&shared);
@@ -115,7 +148,7 @@ impl Tx {
     /// The database's; so for every step below that says no more.
     pub async fn append(&mut self, event: NewEvent) -> Result<EventId, LedgerError> {
         let now = self.shared.now()?;
-        let head = step!(self, conn => events::append(conn, now, event))?;
+        let head = step!(self, conn => events::append(conn, now, event), t => t.append(now, event))?;
         let id = EventId(head.id);
         self.newest = Some(head);
         Ok(id)
@@ -124,7 +157,7 @@ impl Tx {
     /// # Errors
     /// The database's.
     pub async fn event(&mut self, id: EventId) -> Result<Option<Event>, LedgerError> {
-        step!(self, conn => events::by_id(conn, id))
+        step!(self, conn => events::by_id(conn, id), t => Ok(t.event(id)))
     }
 
     pub(crate) async fn store_plan_once(
@@ -135,7 +168,7 @@ impl Tx {
         event: NewEvent,
     ) -> Result<StoredPlan, LedgerError> {
         let now = self.shared.now()?;
-        let (stored, head) = step!(self, conn => plans::store_once(conn, now, which, version, body, event))?;
+        let (stored, head) = step!(self, conn => plans::store_once(conn, now, which, version, body, event), t => t.store_plan_once(now, which, version, body, event))?;
         self.newest = head.or(self.newest.take());
         Ok(stored)
     }
@@ -147,7 +180,7 @@ impl Tx {
         event: NewEvent,
     ) -> Result<(), LedgerError> {
         let now = self.shared.now()?;
-        let head = step!(self, conn => plans::replace_body(conn, now, which, old_and_new, event))?;
+        let head = step!(self, conn => plans::replace_body(conn, now, which, old_and_new, event), t => t.replace_plan_body(now, which, old_and_new, event))?;
         self.newest = Some(head);
         Ok(())
     }
@@ -160,7 +193,7 @@ impl Tx {
         event: NewEvent,
     ) -> Result<bool, LedgerError> {
         let now = self.shared.now()?;
-        let head = step!(self, conn => plans::publish_day_key(conn, now, which, key, event))?;
+        let head = step!(self, conn => plans::publish_day_key(conn, now, which, key, event), t => t.publish_day_key(now, which, key, event))?;
         let written = head.is_some();
         self.newest = head.or(self.newest.take());
         Ok(written)
@@ -168,7 +201,7 @@ impl Tx {
 
     pub(crate) async fn set_meta_once(&mut self, name: &str, value: &str) -> Result<String, LedgerError> {
         let now = self.shared.now()?;
-        step!(self, conn => marks::set_meta_once(conn, now, name, value))
+        step!(self, conn => marks::set_meta_once(conn, now, name, value), t => Ok(t.set_meta_once(name, value)))
     }
 }
 
@@ -179,19 +212,19 @@ impl Tx {
     /// # Errors
     /// The database's.
     pub async fn open_intents(&mut self) -> Result<Vec<IntentRow>, LedgerError> {
-        step!(self, conn => intents::open(conn))
+        step!(self, conn => intents::open(conn), t => Ok(t.open_intents()))
     }
 
     /// # Errors
     /// The database's.
     pub async fn intents(&mut self, filter: &IntentFilter) -> Result<Vec<IntentRow>, LedgerError> {
-        step!(self, conn => intents::select(conn, filter))
+        step!(self, conn => intents::select(conn, filter), t => Ok(t.intents(filter)))
     }
 
     /// # Errors
     /// The database's.
     pub async fn intent(&mut self, id: &str) -> Result<Option<IntentRow>, LedgerError> {
-        step!(self, conn => intents::by_id(conn, id))
+        step!(self, conn => intents::by_id(conn, id), t => Ok(t.intent(id)))
     }
 
     /// Writes an intent, which is open until it is settled.
@@ -200,7 +233,7 @@ impl Tx {
     /// [`LedgerError::Conflict`] when its id was used before, or the database's.
     pub async fn insert_intent(&mut self, new: NewIntent) -> Result<(), LedgerError> {
         let now = self.shared.now()?;
-        step!(self, conn => intents::insert(conn, now, new))
+        step!(self, conn => intents::insert(conn, now, new), t => t.insert_intent(now, new))
     }
 
     /// Says what became of an intent. An open one takes any outcome, and one that is `unknown` becomes `done` or
@@ -210,7 +243,7 @@ impl Tx {
     /// [`LedgerError::Conflict`] when it is settled already or was never written, or the database's.
     pub async fn settle_intent(&mut self, id: &str, outcome: &str, body: Value) -> Result<(), LedgerError> {
         let now = self.shared.now()?;
-        step!(self, conn => intents::settle(conn, now, id, outcome, &body))
+        step!(self, conn => intents::settle(conn, now, id, outcome, &body), t => t.settle_intent(now, id, outcome, &body))
     }
 
     /// The locks that are held, by name.
@@ -218,7 +251,7 @@ impl Tx {
     /// # Errors
     /// The database's.
     pub async fn locks(&mut self) -> Result<Vec<LockRow>, LedgerError> {
-        step!(self, conn => locks::all_held(conn))
+        step!(self, conn => locks::all_held(conn), t => Ok(t.locks()))
     }
 
     /// Takes a lock, unless somebody else holds it. Who holds it already gets its own fence again.
@@ -227,7 +260,7 @@ impl Tx {
     /// The database's.
     pub async fn take_lock(&mut self, name: &str, holder: &str) -> Result<Taken, LedgerError> {
         let now = self.shared.now()?;
-        step!(self, conn => locks::take(conn, now, name, holder))
+        step!(self, conn => locks::take(conn, now, name, holder), t => t.take_lock(now, name, holder))
     }
 
     /// Makes sure that the lock is still this holder's, with this fence.
@@ -235,7 +268,7 @@ impl Tx {
     /// # Errors
     /// [`LedgerError::Fenced`] when it is not, or the database's.
     pub async fn check_fence(&mut self, name: &str, holder: &str, fence: i64) -> Result<(), LedgerError> {
-        step!(self, conn => locks::check(conn, name, holder, fence))
+        step!(self, conn => locks::check(conn, name, holder, fence), t => t.check_fence(name, holder, fence))
     }
 
     /// Gives a lock back.
@@ -243,7 +276,7 @@ impl Tx {
     /// # Errors
     /// [`LedgerError::Fenced`] when it is not this holder's with this fence, or the database's.
     pub async fn release_lock(&mut self, name: &str, holder: &str, fence: i64) -> Result<(), LedgerError> {
-        step!(self, conn => locks::release(conn, name, holder, fence))
+        step!(self, conn => locks::release(conn, name, holder, fence), t => t.release_lock(name, holder, fence))
     }
 }
 
@@ -255,7 +288,7 @@ impl Tx {
     /// The database's.
     pub async fn insert_push(&mut self, key: &str, body: Value) -> Result<i64, LedgerError> {
         let now = self.shared.now()?;
-        step!(self, conn => pushes::insert(conn, now, key, &body))
+        step!(self, conn => pushes::insert(conn, now, key, &body), t => t.insert_push(now, key, body))
     }
 
     /// Saves a push over the version that the caller read, and returns the new version.
@@ -270,13 +303,13 @@ impl Tx {
         body: Value,
         ended: bool,
     ) -> Result<i64, LedgerError> {
-        step!(self, conn => pushes::save(conn, id, expected_version, &body, ended))
+        step!(self, conn => pushes::save(conn, id, expected_version, &body, ended), t => t.save_push(id, expected_version, body, ended))
     }
 
     /// # Errors
     /// The database's.
     pub async fn push(&mut self, id: i64) -> Result<Option<PushRow>, LedgerError> {
-        step!(self, conn => pushes::by_id(conn, id))
+        step!(self, conn => pushes::by_id(conn, id), t => Ok(t.push(id)))
     }
 
     /// The pushes that have not ended, oldest first.
@@ -284,7 +317,7 @@ impl Tx {
     /// # Errors
     /// The database's.
     pub async fn open_pushes(&mut self) -> Result<Vec<PushRow>, LedgerError> {
-        step!(self, conn => pushes::open(conn))
+        step!(self, conn => pushes::open(conn), t => Ok(t.open_pushes()))
     }
 
     /// The newest pushes of a key, newest first, at most `limit`.
@@ -292,7 +325,7 @@ impl Tx {
     /// # Errors
     /// The database's.
     pub async fn pushes_of(&mut self, key: &str, limit: u32) -> Result<Vec<PushRow>, LedgerError> {
-        step!(self, conn => pushes::of_key(conn, key, limit))
+        step!(self, conn => pushes::of_key(conn, key, limit), t => Ok(t.pushes_of(key, limit)))
     }
 
     /// Writes a request, and returns its number.
@@ -301,7 +334,7 @@ impl Tx {
     /// The database's.
     pub async fn insert_request(&mut self, kind: &str, key: &str, body: Value) -> Result<i64, LedgerError> {
         let now = self.shared.now()?;
-        step!(self, conn => pushes::request(conn, now, kind, key, &body))
+        step!(self, conn => pushes::request(conn, now, kind, key, &body), t => t.insert_request(now, kind, key, body))
     }
 
     /// The unanswered requests of a kind, oldest first.
@@ -309,7 +342,7 @@ impl Tx {
     /// # Errors
     /// The database's.
     pub async fn open_requests(&mut self, kind: &str) -> Result<Vec<RequestRow>, LedgerError> {
-        step!(self, conn => pushes::open_requests(conn, kind))
+        step!(self, conn => pushes::open_requests(conn, kind), t => Ok(t.open_requests(kind)))
     }
 
     /// Answers a request.
@@ -318,7 +351,7 @@ impl Tx {
     /// [`LedgerError::Conflict`] when it is answered already or was never made, or the database's.
     pub async fn close_request(&mut self, id: i64, body: Value) -> Result<(), LedgerError> {
         let now = self.shared.now()?;
-        step!(self, conn => pushes::close_request(conn, now, id, &body))
+        step!(self, conn => pushes::close_request(conn, now, id, &body), t => t.close_request(id))
     }
 
     /// Sets a mark, or replaces it.
@@ -327,13 +360,13 @@ impl Tx {
     /// The database's.
     pub async fn set_mark(&mut self, kind: &str, key: &str, body: Value) -> Result<(), LedgerError> {
         let now = self.shared.now()?;
-        step!(self, conn => marks::set(conn, now, kind, key, &body))
+        step!(self, conn => marks::set(conn, now, kind, key, &body), t => t.set_mark(now, kind, key, body))
     }
 
     /// # Errors
     /// The database's.
     pub async fn mark(&mut self, kind: &str, key: &str) -> Result<Option<MarkRow>, LedgerError> {
-        step!(self, conn => marks::one(conn, kind, key))
+        step!(self, conn => marks::one(conn, kind, key), t => Ok(t.mark(kind, key)))
     }
 
     /// All marks of a kind, by key.
@@ -341,7 +374,7 @@ impl Tx {
     /// # Errors
     /// The database's.
     pub async fn marks(&mut self, kind: &str) -> Result<Vec<MarkRow>, LedgerError> {
-        step!(self, conn => marks::of_kind(conn, kind))
+        step!(self, conn => marks::of_kind(conn, kind), t => Ok(t.marks(kind)))
     }
 
     /// Clears a mark. One that is not there is clear already.
@@ -349,7 +382,10 @@ impl Tx {
     /// # Errors
     /// The database's.
     pub async fn clear_mark(&mut self, kind: &str, key: &str) -> Result<(), LedgerError> {
-        step!(self, conn => marks::clear(conn, kind, key))
+        step!(self, conn => marks::clear(conn, kind, key), t => {
+            t.clear_mark(kind, key);
+            Ok(())
+        })
     }
 }
 
@@ -385,21 +421,22 @@ mod tests {
 
     #[tokio::test]
     async fn a_dropped_transaction_leaves_nothing_and_a_committed_one_everything() {
-        let scene = Scene::new().await;
-        let mut tx = scene.ledger.begin().await.unwrap();
-        leave_traces(&mut tx).await;
-        assert_eq!(traces(&scene.ledger).await, [0; 6], "readers must not see what is not committed");
-        drop(tx);
-        let mut tx = scene.ledger.begin().await.unwrap();
-        assert_eq!(tx.open_intents().await.unwrap(), []);
-        assert_eq!(tx.locks().await.unwrap(), []);
-        drop(tx);
-        assert_eq!(traces(&scene.ledger).await, [0; 6]);
-        assert_eq!(head::read(&scene.path).unwrap(), None);
-        let mut tx = scene.ledger.begin().await.unwrap();
-        leave_traces(&mut tx).await;
-        tx.commit().await.unwrap();
-        assert_eq!(traces(&scene.ledger).await, [1; 6]);
+        for scene in Scene::both().await {
+            let mut tx = scene.ledger.begin().await.unwrap();
+            leave_traces(&mut tx).await;
+            assert_eq!(traces(&scene.ledger).await, [0; 6], "readers must not see what is not committed");
+            drop(tx);
+            let mut tx = scene.ledger.begin().await.unwrap();
+            assert_eq!(tx.open_intents().await.unwrap(), []);
+            assert_eq!(tx.locks().await.unwrap(), []);
+            drop(tx);
+            assert_eq!(traces(&scene.ledger).await, [0; 6]);
+            assert_eq!(head::read(&scene.path).unwrap(), None);
+            let mut tx = scene.ledger.begin().await.unwrap();
+            leave_traces(&mut tx).await;
+            tx.commit().await.unwrap();
+            assert_eq!(traces(&scene.ledger).await, [1; 6]);
+        }
     }
 
     #[tokio::test]
@@ -410,7 +447,7 @@ mod tests {
             tx.append(event("e")).await.unwrap();
             tx.append(event("e")).await.unwrap();
             tx.commit().await.unwrap();
-            let mut conn = scene.ledger.0.pools.readers.acquire().await.unwrap();
+            let mut conn = scene.ledger.0.pools().readers.acquire().await.unwrap();
             let newest = newest_head(&mut conn).await.unwrap();
             assert_eq!(newest.as_ref().map(|h| h.id), Some(2 * n));
             assert_eq!(head::read(&scene.path).unwrap(), newest);
@@ -461,14 +498,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_refused_step_leaves_the_transaction_usable() {
-        let scene = Scene::new().await;
-        let mut tx = scene.ledger.begin().await.unwrap();
-        tx.insert_intent(intent("i")).await.unwrap();
-        assert!(matches!(tx.insert_intent(intent("i")).await, Err(LedgerError::Conflict { .. })));
-        assert!(matches!(tx.check_fence("l", "me", 1).await, Err(LedgerError::Fenced { .. })));
-        tx.append(event("e")).await.unwrap();
-        tx.commit().await.unwrap();
-        assert_eq!(scene.ledger.verify().await.unwrap().events, 1);
+        for scene in Scene::both().await {
+            let mut tx = scene.ledger.begin().await.unwrap();
+            tx.insert_intent(intent("i")).await.unwrap();
+            assert!(matches!(tx.insert_intent(intent("i")).await, Err(LedgerError::Conflict { .. })));
+            assert!(matches!(tx.check_fence("l", "me", 1).await, Err(LedgerError::Fenced { .. })));
+            tx.append(event("e")).await.unwrap();
+            tx.commit().await.unwrap();
+            assert_eq!(scene.ledger.verify().await.unwrap().events, 1);
+        }
     }
 
     #[tokio::test]
@@ -494,7 +532,7 @@ mod tests {
         let scene = Scene::new().await;
         scene.ledger.append(event("small")).await.unwrap();
         let fill = async || {
-            let writer = scene.ledger.0.pools.writer.clone().unwrap();
+            let writer = scene.ledger.0.pools().writer.clone().unwrap();
             let pages: i64 = sqlx::query_scalar("pragma page_count").fetch_one(&writer).await.unwrap();
             let limit = sqlx::AssertSqlSafe(format!("pragma max_page_count = {}", pages + 2));
             sqlx::query(limit).execute(&writer).await.unwrap();

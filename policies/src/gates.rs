@@ -156,6 +156,7 @@ pub fn ask(situation: &Situation<'_>, scope: &Scope, purpose: &Purpose) -> Verdi
             }),
             Gate::Leash => chaos.clone().and_then(|chaos| leash_gate(situation, chaos)),
             Gate::Halt => halt_gate(situation),
+            Gate::Clock if crate::sabotaged!("clock") => Ok("not asked".to_owned()),
             Gate::Clock => situation.clock.clone().map(|()| "agrees".to_owned()).map_err(|why| Spared::Clock { why }),
             Gate::Ledger => seen.clone().and_then(|seen| ledger_gate(seen, &clusters)),
             Gate::Inventory => inventory_gate(situation),
@@ -268,7 +269,7 @@ fn policy_gate(policy: &Policy, app: &AppPolicy, clusters: &mut [Asked<'_>], sco
         }
         // One group with another team's tag makes the whole cluster doubtful.
         let foreign = asked.inventory.groups_of(asked.cluster).into_iter().find(|g| !policy.owns(g));
-        if let Some(group) = foreign {
+        if let Some(group) = foreign.filter(|_| !crate::sabotaged!("mixed_team")) {
             return Err(Spared::NotTheirs { what: group.name.to_string(), team: policy.team.to_string() });
         }
         Ok(format!("{}, tag agrees", app.place))
@@ -278,9 +279,9 @@ fn policy_gate(policy: &Policy, app: &AppPolicy, clusters: &mut [Asked<'_>], sco
 fn leash_gate(situation: &Situation<'_>, chaos: &ChaosPolicy) -> Result<String, Spared> {
     match situation.site_leashed {
         Err(ref why) => Err(Spared::Unknown { what: "the leash", why: why.clone() }),
-        Ok(true) => Err(Spared::Leashed { by: "site" }),
-        Ok(false) if chaos.leashed => Err(Spared::Leashed { by: "policy" }),
-        Ok(false) => Ok("unleashed".to_owned()),
+        Ok(true) if !crate::sabotaged!("leash_site") => Err(Spared::Leashed { by: "site" }),
+        Ok(_) if chaos.leashed && !crate::sabotaged!("leash_app") => Err(Spared::Leashed { by: "policy" }),
+        Ok(_) => Ok("unleashed".to_owned()),
     }
 }
 
@@ -292,6 +293,7 @@ fn to_the_second(at: Timestamp) -> String {
 fn halt_gate(situation: &Situation<'_>) -> Result<String, Spared> {
     match &situation.halt {
         Err(why) => Err(Spared::Unknown { what: "the halt state", why: why.clone() }),
+        Ok(Some(_)) if crate::sabotaged!("halt_gate") => Ok("not asked".to_owned()),
         Ok(Some(h)) => Err(Spared::Halted { who: h.who.clone(), since: to_the_second(h.at), why: h.why.clone() }),
         Ok(None) => Ok("not halted".to_owned()),
     }
@@ -307,7 +309,8 @@ fn ledger_gate(seen: &LedgerSeen, clusters: &[Asked<'_>]) -> Result<String, Spar
         let Some(tag) = group.tags.get(crate::inventory::TAG_MARK) else { continue };
         marks += 1;
         // A mark that was not looked up is as doubtful as one that is not there.
-        if !seen.marks.get(&group.name).is_some_and(|m| m.known && m.mark == *tag) {
+        let known = seen.marks.get(&group.name).is_some_and(|m| m.known && m.mark == *tag);
+        if !known && !crate::sabotaged!("mark") {
             return Err(Spared::ForeignMark { group: group.name.clone(), mark: tag.clone() });
         }
     }
@@ -325,11 +328,11 @@ fn inventory_gate(situation: &Situation<'_>) -> Result<String, Spared> {
             Err(why) => return Err(Spared::Unknown { what: "the inventory", why: why.clone() }),
         };
         let age_s = situation.now.as_second().saturating_sub(inventory.read_at.as_second());
-        if !(-1..=INVENTORY_MAX_AGE_S).contains(&age_s) {
+        if !(-1..=INVENTORY_MAX_AGE_S).contains(&age_s) && !crate::sabotaged!("stale_inventory") {
             let account = inventory.account.clone();
             return Err(Spared::StaleInventory { account, age_s, limit_s: INVENTORY_MAX_AGE_S });
         }
-        if let Some(shrunk) = seen.shrunk {
+        if let Some(shrunk) = seen.shrunk.filter(|_| !crate::sabotaged!("shrunk_inventory")) {
             return Err(Spared::Shrunk { from: shrunk.from, to: shrunk.to });
         }
         instances += inventory.instance_count();
@@ -338,6 +341,9 @@ fn inventory_gate(situation: &Situation<'_>) -> Result<String, Spared> {
 }
 
 fn hold_gate(situation: &Situation<'_>, app: &AppPolicy) -> Result<String, Spared> {
+    if crate::sabotaged!("hold") {
+        return Ok("not asked".to_owned());
+    }
     let mut quiet = 0;
     for signal in situation.site_hold_while.iter().chain(&app.hold_while) {
         match situation.holds.get(signal) {
@@ -359,6 +365,7 @@ fn window_gate(situation: &Situation<'_>, purpose: &Purpose) -> Result<String, S
             Ok("not asked: outside the window by a recorded reason".to_owned())
         }
         (Err(why), _) => Err(Spared::Unknown { what: "the window", why: why.clone() }),
+        (Ok(WindowSeen::Shut { .. }), _) if crate::sabotaged!("window") => Ok("not asked".to_owned()),
         (Ok(WindowSeen::Shut { why, opens }), _) => Err(Spared::WindowShut { why: why.clone(), opens: *opens }),
         (Ok(WindowSeen::Open { shuts_in, next_holiday, .. }), _) => {
             let next = next_holiday.as_ref().map(|h| format!(", next holiday {h}")).unwrap_or_default();
@@ -373,7 +380,7 @@ fn serving_group<'a>(asked: &Asked<'a>) -> Result<&'a Group, Spared> {
 
 fn push_gate(seen: &LedgerSeen, asked: &Asked<'_>, during_push: bool) -> Result<String, Spared> {
     match seen.locks.get(asked.cluster) {
-        Some(holder) if !during_push => {
+        Some(holder) if !during_push && !crate::sabotaged!("push_lock") => {
             Err(Spared::PushInFlight { cluster: asked.cluster.to_string(), holder: holder.clone() })
         }
         holder => {
@@ -385,7 +392,7 @@ fn push_gate(seen: &LedgerSeen, asked: &Asked<'_>, during_push: bool) -> Result<
 }
 
 fn history_gate(seen: &LedgerSeen, chaos: &ChaosPolicy, scope: &Scope, purpose: &Purpose) -> Result<String, Spared> {
-    if let Some(mark) = &seen.history.unhealed {
+    if let Some(mark) = seen.history.unhealed.as_ref().filter(|_| !crate::sabotaged!("unhealed")) {
         let (draw_key, since, why) = (scope.draw_key.clone(), to_the_second(mark.since), mark.why.clone());
         return Err(Spared::Unhealed { draw_key, since, why });
     }
@@ -393,10 +400,11 @@ fn history_gate(seen: &LedgerSeen, chaos: &ChaosPolicy, scope: &Scope, purpose: 
         return Err(Spared::DrawnToday);
     }
     let Some(last) = &seen.history.last_kill else { return Ok("never killed".to_owned()) };
-    if last.still_healing {
+    if last.still_healing && !crate::sabotaged!("still_healing") {
         return Err(Spared::StillHealing { what: last.text.clone() });
     }
-    if *purpose == Purpose::Drawn && last.workdays_ago < chaos.rate.min_workdays {
+    let too_soon = last.workdays_ago < chaos.rate.min_workdays && !crate::sabotaged!("min_workdays");
+    if *purpose == Purpose::Drawn && too_soon {
         return Err(Spared::TooSoon { workdays: last.workdays_ago, min: chaos.rate.min_workdays });
     }
     Ok(format!("last kill {}, {}, {} workdays ago", last.day, last.text, last.workdays_ago))
@@ -404,14 +412,20 @@ fn history_gate(seen: &LedgerSeen, chaos: &ChaosPolicy, scope: &Scope, purpose: 
 
 fn caps_gate(situation: &Situation<'_>, seen: &LedgerSeen, policy: &Policy) -> Result<String, Spared> {
     let team = policy.team.to_string();
-    if let Some(cap) = policy.caps.kills_per_day.filter(|cap| seen.team_kills_today >= *cap) {
+    if let Some(cap) =
+        policy.caps.kills_per_day.filter(|cap| seen.team_kills_today >= *cap && !crate::sabotaged!("team_day_cap"))
+    {
         return Err(Spared::DayCap { kills: seen.team_kills_today, cap, whose: format!("team `{team}`") });
     }
-    if let Some(cap) = situation.site_caps.kills_per_day.filter(|cap| seen.site_kills_today >= *cap) {
+    if let Some(cap) = situation
+        .site_caps
+        .kills_per_day
+        .filter(|cap| seen.site_kills_today >= *cap && !crate::sabotaged!("site_day_cap"))
+    {
         return Err(Spared::DayCap { kills: seen.site_kills_today, cap, whose: "the site".to_owned() });
     }
     let open = count(seen.unhealed.iter().filter(|act| act.team.as_ref() == Some(&policy.team)).count());
-    if open >= policy.caps.unhealed_at_once {
+    if open >= policy.caps.unhealed_at_once && !crate::sabotaged!("team_unhealed_cap") {
         return Err(Spared::UnhealedCap { open, cap: policy.caps.unhealed_at_once, team });
     }
     let kills = seen.team_kills_today;
@@ -457,7 +471,11 @@ fn instance_gate(
             let verdict = may_be_hurt(group, instance, statuses, situation.now).map_err(spare).and_then(|()| {
                 let cap = situation.site_caps.unhealed_per_zone;
                 let open = count(seen.unhealed.iter().filter(|act| act.zone.as_ref() == Some(&instance.zone)).count());
-                if open >= cap { Err(Spared::ZoneCap { zone: instance.zone.clone(), open, cap }) } else { Ok(()) }
+                if open >= cap && !crate::sabotaged!("zone_cap") {
+                    Err(Spared::ZoneCap { zone: instance.zone.clone(), open, cap })
+                } else {
+                    Ok(())
+                }
             });
             match verdict {
                 Ok(()) => {
@@ -501,6 +519,9 @@ fn may_be_hurt(
     statuses: &Statuses,
     now: Timestamp,
 ) -> Result<(), String> {
+    if crate::sabotaged!("opt_out") {
+        return guard::serves(group, instance, statuses.get(&instance.id).copied(), now);
+    }
     if group.tags.contains_key(TAG_SPARE) {
         return Err(format!("{} carries the tag `{TAG_SPARE}`", group.name));
     }

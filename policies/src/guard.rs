@@ -25,7 +25,7 @@ pub fn serves(group: &Group, instance: &Instance, status: Option<Status>, now: T
     if instance.lifecycle != Lifecycle::InService {
         return Err(format!("{} is {}", instance.id, instance.lifecycle.as_str()));
     }
-    if group.has_targets {
+    if group.has_targets && !crate::sabotaged!("health") {
         match &instance.target {
             None => return Err(format!("{} has no health verdict yet", instance.id)),
             Some(target) if !target.healthy => {
@@ -41,7 +41,7 @@ pub fn serves(group: &Group, instance: &Instance, status: Option<Status>, now: T
             Some(_) => {}
         }
     }
-    if group.registry_required && status != Some(Status::Up) {
+    if group.registry_required && status != Some(Status::Up) && !crate::sabotaged!("registry") {
         let seen = status.map_or("not registered", Status::as_str);
         return Err(format!("{} is {seen} in the registry, not UP", instance.id));
     }
@@ -81,19 +81,20 @@ pub fn whole(group: &Group, statuses: &BTreeMap<InstanceId, Status>, now: Timest
 /// # Errors
 /// [`Spared::NotWhole`], [`Spared::Uneven`] or [`Spared::FailedLaunch`].
 pub fn sound(group: &Group, statuses: &BTreeMap<InstanceId, Status>, now: Timestamp) -> Result<(), Spared> {
-    whole(group, statuses, now).map_err(|why| Spared::NotWhole { group: group.name.clone(), why })?;
+    let whole = if crate::sabotaged!("whole") { Ok(()) } else { whole(group, statuses, now) };
+    whole.map_err(|why| Spared::NotWhole { group: group.name.clone(), why })?;
     let mut zones: BTreeMap<&ZoneName, usize> = group.zones.iter().map(|z| (z, 0)).collect();
     for instance in group.members.values() {
         *zones.entry(&instance.zone).or_default() += 1;
     }
     let (least, most) = (zones.values().min().copied().unwrap_or(0), zones.values().max().copied().unwrap_or(0));
-    if most - least > MAX_ZONE_DIFFERENCE {
+    if most - least > MAX_ZONE_DIFFERENCE && !crate::sabotaged!("uneven") {
         let spread = zones.iter().map(|(z, n)| format!("{z} {n}")).collect::<Vec<_>>().join(", ");
         return Err(Spared::Uneven { group: group.name.clone(), spread });
     }
     if let Some(failed) = group.last_failed_launch {
         let minutes = now.as_second().saturating_sub(failed.as_second()) / 60;
-        if minutes < FAILED_LAUNCH_REST_MINUTES {
+        if minutes < FAILED_LAUNCH_REST_MINUTES && !crate::sabotaged!("failed_launch") {
             return Err(Spared::FailedLaunch { group: group.name.clone(), minutes });
         }
     }
@@ -117,7 +118,7 @@ pub fn floor(
     let (have, lost) = (count(serving.len()), count(being_ended.len()));
     let left = have.saturating_sub(lost).saturating_sub(1);
     // The last serving instance is never taken, whatever floor is asked for.
-    if have == 0 || left < floor.max(1) {
+    if have == 0 || (left < floor.max(1) && !crate::sabotaged!("floor")) {
         return Err(Spared::AtFloor { group: group.name.clone(), serving: have, open: lost, floor });
     }
     Ok(left)
@@ -157,8 +158,10 @@ pub fn push_step(
 ) -> Result<(), Unsafe> {
     let name = step.group();
     let group = || inventory.groups.get(name).ok_or_else(|| Unsafe::NoGroup { group: name.clone() });
-    let others_enabled =
-        || inventory.groups_of(name.cluster()).iter().any(|g| g.name != *name && g.enabled && !g.members.is_empty());
+    let others_enabled = || {
+        crate::sabotaged!("last_enabled")
+            || inventory.groups_of(name.cluster()).iter().any(|g| g.name != *name && g.enabled && !g.members.is_empty())
+    };
     let keeps = |group: &Group, left: u32| {
         if left < floor { Err(Unsafe::BelowFloor { group: group.name.clone(), serving: left, floor }) } else { Ok(()) }
     };

@@ -1,7 +1,9 @@
-//! Identifiers, parsed once at the edge. A value of these types has been checked and needs no second look.
+//! Identifiers, parsed once at the edge. A value of these types has been checked and needs no second look. Their text is
+//! shared, because inventories are copied often.
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -40,7 +42,7 @@ macro_rules! text_id {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// Checks and wraps `text`.
@@ -50,7 +52,7 @@ macro_rules! text_id {
             pub fn new(text: impl Into<String>) -> Result<Self, BadId> {
                 let text = text.into();
                 plain($kind, &text)?;
-                Ok(Self(text))
+                Ok(Self(text.into()))
             }
 
             pub fn as_str(&self) -> &str {
@@ -80,7 +82,7 @@ macro_rules! text_id {
 
         impl From<$name> for String {
             fn from(id: $name) -> String {
-                id.0
+                id.as_str().to_owned()
             }
         }
     };

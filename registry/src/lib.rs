@@ -11,6 +11,7 @@ use std::sync::Arc;
 pub mod client;
 mod http;
 mod info;
+pub mod pure;
 pub mod saved;
 pub mod server;
 mod shared;

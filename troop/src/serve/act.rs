@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use jiff::civil::Date;
 use jiff::{SignedDuration, Timestamp};
+use tokio::sync::oneshot;
 use troop_ledger::{LedgerError, NewIntent, Tx};
 use troop_monkeys::chaos::{self, Strike};
 use troop_policies::gates::{self, Eligible, Purpose, Scope, Verdict};
@@ -23,7 +24,6 @@ use super::core::{Core, body, event, new_intent_id};
 use super::ledger_seen::{self, About, mark_text};
 use super::look::{Look, look};
 use super::policy_store::TeamPolicy;
-use crate::clock;
 use crate::records::{HealingBody, IntentBody, MARK_HEALING, Record, intent_key};
 use crate::world::chain;
 
@@ -102,7 +102,7 @@ pub async fn ask(core: &Core, wanted: &Wanted) -> (Look, Verdict) {
     // The signals first: they take longest, and nothing else may grow old meanwhile.
     let app = wanted.team.policy.apps.get(&wanted.scope.app);
     let signals = core.site.hold_while.iter().chain(app.iter().flat_map(|app| &app.hold_while));
-    let holds = core.holds.ask(signals.map(String::as_str)).await;
+    let holds = core.host.ask_holds(signals.cloned().collect()).await;
     let seen = Look { holds, ..look(core).await };
     let ledger = match core.ledger.begin().await {
         Ok(mut tx) => ledger_seen::read(&mut tx, about(core, wanted, seen.at), seen.inventories()).await,
@@ -127,7 +127,7 @@ pub async fn strike(core: &Arc<Core>, wanted: Wanted) -> Struck {
         Ok(eligible) => eligible,
         Err(spared) => return Struck::Spared(spared),
     };
-    let id = match new_intent_id() {
+    let id = match new_intent_id(core) {
         Ok(id) => id,
         Err(why) => return Struck::CouldNot { why },
     };
@@ -145,15 +145,17 @@ pub async fn strike(core: &Arc<Core>, wanted: Wanted) -> Struck {
     };
     let hand = core.take_in_hand(intent.id.clone());
     // The act goes on when the caller goes away, so that an intent is never left behind by an impatient client.
-    let task = tokio::spawn({
+    let (answer, answered) = oneshot::channel();
+    core.host.spawn(Box::pin({
         let core = Arc::clone(core);
         async move {
             let struck = record_and_act(&core, &wanted, &seen, intent, strike).await;
             drop(hand);
-            struck
+            // Nobody need be there to hear it.
+            drop(answer.send(struck));
         }
-    });
-    task.await.unwrap_or_else(|e| Struck::CouldNot { why: format!("the act's task ended: {e}") })
+    }));
+    answered.await.unwrap_or_else(|_| Struck::CouldNot { why: "the act's task ended".to_owned() })
 }
 
 fn intent_of(core: &Core, wanted: &Wanted, strike: &Strike, id: IntentId, now: Timestamp) -> Result<Intent, String> {
@@ -190,9 +192,9 @@ async fn record_and_act(core: &Arc<Core>, wanted: &Wanted, seen: &Look, intent: 
         Ok(Err(spared)) => return Struck::Spared(spared),
         Err(e) => return Struck::CouldNot { why: chain(&e) },
     };
-    let now = clock::real_now();
+    let now = core.now();
     // Read once more after the commit: a halt that came meanwhile wins.
-    let permit = if core.is_halted() {
+    let permit = if core.is_halted() && !troop_policies::sabotaged!("halt_recheck") {
         Err("halted between record and act".to_owned())
     } else {
         Unleashed::for_step(&intent, Warrant::Gates(&eligible), now).map_err(|e| e.to_string())
@@ -219,9 +221,15 @@ async fn intend(
     intent: &Intent,
     strike: &Strike,
 ) -> Result<Result<Eligible, Spared>, LedgerError> {
-    let now = clock::real_now();
+    let now = core.now();
     let mut tx = core.ledger.begin().await?;
     let ledger = ledger_seen::read(&mut tx, about(core, wanted, now), seen.inventories()).await?;
+    #[cfg(troop_sabotage)]
+    let ledger = if troop_policies::sabotaged!("second_ask") {
+        LedgerSeen { marks: ledger.marks, ..LedgerSeen::default() }
+    } else {
+        ledger
+    };
     let verdict = gates::ask(&situation(core, wanted, seen, Ok(ledger), now), &wanted.scope, &wanted.purpose);
     let eligible = match verdict.result {
         Ok(eligible) => eligible,
@@ -251,6 +259,9 @@ async fn intend(
 /// # Errors
 /// The ledger's.
 pub async fn insert(tx: &mut Tx, intent: &Intent, zone: Option<ZoneName>) -> Result<(), LedgerError> {
+    if troop_policies::sabotaged!("intent_first") && matches!(intent.step, Step::Terminate { .. }) {
+        return Ok(());
+    }
     let row = NewIntent {
         id: intent.id.to_string(),
         kind: intent.step.kind().to_owned(),
@@ -265,12 +276,16 @@ pub async fn insert(tx: &mut Tx, intent: &Intent, zone: Option<ZoneName>) -> Res
 
 /// Performs a recorded intent and, while nobody can say what became of it, asks. Never performs twice.
 pub async fn carry_out(core: &Core, intent: &Intent, permit: Permit<'_>) -> Outcome {
-    let mut outcome = chaos::apply(&*core.world, intent, permit, clock::real_now()).await;
+    let mut outcome = chaos::apply(&*core.world, intent, permit, core.now()).await;
     for _ in 0..RESOLVE_TRIES {
         if !matches!(outcome, Outcome::Unknown { .. }) {
             break;
         }
         tokio::time::sleep(RESOLVE_EVERY).await;
+        if troop_policies::sabotaged!("resolve") {
+            outcome = chaos::apply(&*core.world, intent, permit, core.now()).await;
+            continue;
+        }
         match core.world.resolve(intent).await {
             Ok(resolved) => outcome = resolved,
             Err(e) => outcome = Outcome::unknown(chain(&e)),
@@ -337,6 +352,9 @@ async fn has_lost_its_group(core: &Core, intent: &Intent) -> bool {
 
 /// Whoever terminates cancels: the victim's registry entry goes at once. The janitor comes again to what is left.
 async fn cancel_entry(core: &Arc<Core>, kill: &Intent) {
+    if troop_policies::sabotaged!("cancel_entry") {
+        return;
+    }
     let Step::Terminate { group, instance, .. } = &kill.step else { return };
     let step = Step::CancelEntry { group: group.clone(), instance: instance.clone() };
     upkeep(core, &kill.account, &kill.region, step, "whoever terminates cancels").await;
@@ -344,7 +362,7 @@ async fn cancel_entry(core: &Arc<Core>, kill: &Intent) {
 
 /// Records and carries out a step that only restores.
 pub async fn upkeep(core: &Arc<Core>, account: &AccountName, region: &RegionName, step: Step, reason: &str) {
-    let (Ok(id), Ok(undo)) = (new_intent_id(), Undo::for_step(&step)) else { return };
+    let (Ok(id), Ok(undo)) = (new_intent_id(core), Undo::for_step(&step)) else { return };
     let intent = Intent {
         id,
         account: account.clone(),

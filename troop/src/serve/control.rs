@@ -20,7 +20,6 @@ use crate::api::types::{
     Actor, AdoptedMark, ApiError, ControlPlane, DeployAnswer, DeployRequest, ErrorKind, ExplainView, GateView,
     ImageView, InstanceView, KillAnswer, KillRequest, LiveView, PolicyView, PushView, RollbackAnswer, RollbackRequest,
 };
-use crate::clock;
 use crate::records::{MARK_ADOPTED, MARK_UNHEALED, Record};
 use crate::supervisor::UpInfo;
 use crate::world::chain;
@@ -250,7 +249,7 @@ impl ControlPlane for Control {
         if request.plan {
             let (_, verdict) = act::ask(&self.0, &wanted).await;
             let eligible = verdict.result.map_err(|spared| refused(&spared))?;
-            return Ok(planned(&found, &eligible, instance));
+            return Ok(planned(&found, &eligible, instance, self.0.now()));
         }
         match act::strike(&self.0, wanted).await {
             Struck::Spared(spared) => {
@@ -451,7 +450,12 @@ fn refused(spared: &troop_policies::spared::Spared) -> ApiError {
     )
 }
 
-fn planned(found: &Found, eligible: &troop_policies::gates::Eligible, instance: Option<InstanceId>) -> KillAnswer {
+fn planned(
+    found: &Found,
+    eligible: &troop_policies::gates::Eligible,
+    instance: Option<InstanceId>,
+    now: Timestamp,
+) -> KillAnswer {
     let step = |id: &InstanceId| eligible.step(id).map(|(step, candidate)| (step, candidate.clone()));
     let named = instance.as_ref().and_then(step);
     let any = eligible.ids().first().and_then(step);
@@ -476,6 +480,6 @@ fn planned(found: &Found, eligible: &troop_policies::gates::Eligible, instance: 
         ],
         intent: None,
         outcome: "planned".to_owned(),
-        detail: format!("asked at {}; nothing was changed", clock::real_now().strftime("%Y-%m-%d %H:%M:%SZ")),
+        detail: format!("asked at {}; nothing was changed", now.strftime("%Y-%m-%d %H:%M:%SZ")),
     }
 }

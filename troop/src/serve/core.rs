@@ -16,11 +16,12 @@ use troop_policies::situation::Halted;
 use troop_policies::{InstanceId, IntentId, RegionName};
 
 use super::holds::Holds;
+use super::host::{Host, Process};
 use super::policy_store::Policies;
-use crate::clock::{self, Calendar, JumpWatch};
+use crate::clock::{Calendar, JumpWatch};
 use crate::outside::Dial;
 use crate::records::{RECORD_VERSION, Record};
-use crate::state::{self, StateDir};
+use crate::state::StateDir;
 
 /// The control plane's shared parts. Cheap to clone through its `Arc`.
 pub struct Core {
@@ -29,10 +30,10 @@ pub struct Core {
     pub policies_dir: PathBuf,
     pub ledger: Ledger,
     pub world: Arc<dyn World>,
+    pub host: Arc<dyn Host>,
     pub calendar: Calendar,
     /// Absent, with the reason, when it differs from the ledger's fingerprint: then nothing is planned or done.
     pub secret: Result<SiteSecret, String>,
-    pub holds: Holds,
     pub started_at: Timestamp,
     pub jump: JumpWatch,
     pub policies: ArcSwap<Policies>,
@@ -61,25 +62,30 @@ pub struct Parts {
     pub world: Arc<dyn World>,
     pub calendar: Calendar,
     pub secret: Result<SiteSecret, String>,
-    /// How hold signals are reached.
-    pub dial: Dial,
 }
 
 impl Core {
-    pub fn new(parts: Parts) -> Arc<Self> {
-        let now = clock::real_now();
-        let holds = Holds { dial: parts.dial, alertmanager: parts.site.alertmanager.clone() };
+    /// A control plane in this process. `dial` is how hold signals are reached.
+    pub fn new(parts: Parts, dial: Dial) -> Arc<Self> {
+        let holds = Holds { dial, alertmanager: parts.site.alertmanager.clone() };
+        let host = Arc::new(Process { halt_file: parts.state.halt_file(), holds });
+        Self::on(host, parts)
+    }
+
+    /// A control plane on another host than this process.
+    pub fn on(host: Arc<dyn Host>, parts: Parts) -> Arc<Self> {
+        let (now, boot_ms) = (host.now(), host.boot_ms());
         Arc::new(Self {
-            holds,
             state: parts.state,
             site: parts.site,
             policies_dir: parts.policies_dir,
             ledger: parts.ledger,
             world: parts.world,
+            host,
             calendar: parts.calendar,
             secret: parts.secret,
             started_at: now,
-            jump: JumpWatch::new(now, clock::boot_ms()),
+            jump: JumpWatch::new(now, boot_ms),
             policies: ArcSwap::default(),
             memories: Mutex::default(),
             ended: Mutex::default(),
@@ -88,9 +94,14 @@ impl Core {
         })
     }
 
+    /// Real time, now.
+    pub fn now(&self) -> Timestamp {
+        self.host.now()
+    }
+
     /// Where the scheduler's calendar is now.
     pub fn calendar_now(&self) -> Timestamp {
-        self.calendar.at(clock::real_now())
+        self.calendar.at(self.now())
     }
 
     /// The halt file, read anew. Present or unreadable means halted.
@@ -98,7 +109,7 @@ impl Core {
     /// # Errors
     /// Why it cannot be read, which is a halt as well.
     pub fn halt(&self) -> Result<Option<Halted>, String> {
-        state::read_halt(&self.state.halt_file())
+        self.host.halt()
     }
 
     /// Whether nothing may start now.
@@ -109,7 +120,7 @@ impl Core {
     /// # Errors
     /// What the clock gate says.
     pub fn clock(&self) -> Result<(), String> {
-        self.jump.check(clock::real_now(), clock::boot_ms())
+        self.jump.check(self.now(), self.host.boot_ms())
     }
 
     /// Takes one reading of a region's instance count.
@@ -205,8 +216,6 @@ pub fn body(value: &impl serde::Serialize) -> serde_json::Value {
 ///
 /// # Errors
 /// When the system has no random numbers; then nothing may be done.
-pub fn new_intent_id() -> Result<IntentId, String> {
-    let mut bytes = [0; 16];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).map_err(|e| e.to_string())?;
-    IntentId::new(hex::encode(bytes)).map_err(|e| e.to_string())
+pub fn new_intent_id(core: &Core) -> Result<IntentId, String> {
+    IntentId::new(hex::encode(core.host.random()?)).map_err(|e| e.to_string())
 }

@@ -7,9 +7,8 @@ use troop_ledger::EventFilter;
 use troop_policies::situation::Halted;
 
 use super::core::Core;
-use crate::clock;
 use crate::records::Record;
-use crate::state::{self, StateError};
+use crate::state::StateError;
 use crate::world::chain;
 
 /// How often the file is looked at. Acts look for themselves, right before they act.
@@ -20,8 +19,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// # Errors
 /// When the file cannot be written: then nothing is halted, and the caller must say so.
 pub async fn halt(core: &Core, who: &str, why: &str) -> Result<(), StateError> {
-    let halted = Halted { who: who.to_owned(), at: clock::real_now(), why: why.to_owned() };
-    state::write_halt(&core.state.halt_file(), &halted)?;
+    let halted = Halted { who: who.to_owned(), at: core.now(), why: why.to_owned() };
+    core.host.set_halt(&halted)?;
     follow(core).await;
     Ok(())
 }
@@ -33,7 +32,7 @@ pub async fn halt(core: &Core, who: &str, why: &str) -> Result<(), StateError> {
 pub async fn resume(core: &Core, who: &str, why: &str) -> Result<(), StateError> {
     // The halt's own row first, so that the two never stand in the wrong order.
     follow(core).await;
-    state::remove_halt(&core.state.halt_file())?;
+    core.host.end_halt()?;
     let written = core.record(&Record::Resumed { who: who.to_owned(), why: why.to_owned() }, Some(who)).await;
     core.trouble("ledger", written.err().map(|e| chain(&e)));
     Ok(())
@@ -59,7 +58,7 @@ async fn follow(core: &Core) {
     let halted = match core.halt() {
         Ok(None) => return,
         Ok(Some(halted)) => halted,
-        Err(why) => Halted { who: "unknown".to_owned(), at: clock::real_now(), why },
+        Err(why) => Halted { who: "unknown".to_owned(), at: core.now(), why },
     };
     let newest = EventFilter {
         kinds: vec!["halted".to_owned(), "resumed".to_owned()],

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
+use serde::Deserialize as _;
 use troop_ledger::{EventId, IntentFilter, IntentRow, LedgerError, Tx};
 use troop_policies::intent::Cause;
 use troop_policies::inventory::{Inventory, TAG_MARK};
@@ -138,7 +139,8 @@ pub async fn open_acts(tx: &mut Tx) -> Result<Vec<OpenAct>, LedgerError> {
 
 /// A kill counts unless the cloud refused it.
 fn counts(row: &IntentRow) -> bool {
-    row.outcome.as_deref() != Some("refused")
+    let unknown = row.outcome.as_deref() == Some("unknown");
+    row.outcome.as_deref() != Some("refused") && !(unknown && troop_policies::sabotaged!("unknown_counts"))
 }
 
 async fn kills_since(tx: &mut Tx, day: Date, zone: &TimeZone) -> Result<Vec<IntentRow>, LedgerError> {
@@ -169,7 +171,11 @@ async fn history(tx: &mut Tx, about: About<'_>) -> Result<ScopeHistory, LedgerEr
     let mut last_kill = None;
     let mut drawn_today = false;
     for row in tx.intents(&filter).await? {
-        let Ok(body) = serde_json::from_value::<IntentBody>(row.body.clone()) else { continue };
+        let Ok(body) = IntentBody::deserialize(&row.body) else { continue };
+        let today = matches!(&body.intent.cause, Cause::Draw { day, .. } if *day == about.day);
+        if today && troop_policies::sabotaged!("one_a_day") {
+            continue;
+        }
         // One draw a scope and day, whatever became of it: the entry's minute is over.
         drawn_today |= matches!(&body.intent.cause, Cause::Draw { day, .. } if *day == about.day);
         if last_kill.is_none() && counts(&row) {

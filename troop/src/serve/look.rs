@@ -10,7 +10,6 @@ use troop_policies::situation::{HoldsSeen, InventorySeen, Reading, Shrunk};
 use troop_policies::{InstanceId, RegionName};
 
 use super::core::Core;
-use crate::clock;
 use crate::records::Record;
 use crate::world::chain;
 
@@ -64,7 +63,7 @@ pub async fn look(core: &Core) -> Look {
     let unreadable = regions.iter().find_map(|(region, r, _)| r.as_ref().err().map(|why| format!("{region}: {why}")));
     core.trouble("inventory", unreadable);
     core.trouble("registry", registry.as_ref().err().cloned());
-    Look { at: clock::real_now(), regions, registry, holds: HoldsSeen::new() }
+    Look { at: core.now(), regions, registry, holds: HoldsSeen::new() }
 }
 
 async fn doubt(core: &Core, region: &RegionName, inventory: &Inventory) -> Option<Shrunk> {

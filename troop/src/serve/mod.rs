@@ -9,6 +9,7 @@ pub mod core;
 pub mod halt;
 pub mod healer;
 pub mod holds;
+pub mod host;
 pub mod janitor;
 pub mod ledger_seen;
 pub mod look;
@@ -109,6 +110,11 @@ pub async fn reload(core: &Core) {
             Policies { files: Vec::new(), problem }
         }
     };
+    take_up(core, fresh).await;
+}
+
+/// Takes up policies that were read, and records what changed.
+pub async fn take_up(core: &Core, fresh: Policies) {
     let old = core.policies.load_full();
     if fresh.same_as(&old) {
         return;

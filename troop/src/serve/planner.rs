@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use jiff::civil::Date;
+use serde::Deserialize as _;
 use troop_ledger::LedgerError;
 use troop_policies::draw::DayKey;
 use troop_policies::gates::{Purpose, Scope};
@@ -65,7 +66,7 @@ async fn plan_of(
     let stored = core.ledger.plan(&day_text, team_name).await.map_err(|e| chain(&e))?;
     let inventories: Vec<Inventory> = seen.inventories().cloned().collect();
     let readable = seen.regions.iter().all(|(_, reading, shrunk)| reading.is_ok() && shrunk.is_none());
-    let stored_plan = stored.as_ref().map(|s| serde_json::from_value::<DayPlan>(s.body.clone())).transpose();
+    let stored_plan = stored.as_ref().map(|s| DayPlan::deserialize(&s.body)).transpose();
     let stored_plan = stored_plan.map_err(|e| format!("the stored plan of {day} cannot be read: {e}"))?;
     if !readable {
         return Ok(stored_plan);
@@ -166,7 +167,8 @@ fn fire(core: &Arc<Core>, planner: &mut Planner, team: &Arc<TeamPolicy>, plan: &
             continue;
         }
         let (core, team, entry) = (Arc::clone(core), Arc::clone(team), entry.clone());
-        tokio::spawn(async move { fire_one(&core, &team, &entry).await });
+        let host = Arc::clone(&core.host);
+        host.spawn(Box::pin(async move { fire_one(&core, &team, &entry).await }));
     }
 }
 
@@ -268,7 +270,7 @@ async fn publish(core: &Core, planner: &mut Planner, team: &TeamPolicy, now: Tim
 /// Whether the day's last window has closed: by the policy as it is now, and by the plan as it was made, because a file
 /// that is edited during the day must not give away minutes that are still to come.
 fn is_over(team: &TeamPolicy, day: Date, stored: Option<&serde_json::Value>, today: Date, now: Timestamp) -> bool {
-    let plan = stored.and_then(|body| serde_json::from_value::<DayPlan>(body.clone()).ok());
+    let plan = stored.and_then(|body| DayPlan::deserialize(body).ok());
     let planned = plan.iter().flat_map(|p| {
         let shuts = p.windows.iter().map(|w| w.shuts);
         shuts.chain(p.entries.iter().filter_map(|e| e.at))

@@ -72,6 +72,7 @@ impl Policies {
 
 /// Reads the directory. Never fails: what cannot be read is in the result and spares.
 pub fn load(directory: &Path) -> Policies {
+    let read_one = |path: &Path| read_text(directory, path);
     let paths = match list(directory) {
         Ok(paths) => paths,
         Err(e) => {
@@ -79,7 +80,24 @@ pub fn load(directory: &Path) -> Policies {
             return Policies { files: Vec::new(), problem };
         }
     };
-    let mut files: Vec<Loading> = paths.into_iter().map(|path| read(directory, &path)).collect();
+    together(directory, paths, &read_one)
+}
+
+/// Policies from texts by file name, as [`load`] makes them of files: for whoever has no directory.
+pub fn from_texts(texts: &BTreeMap<String, String>) -> Policies {
+    let read_one = |path: &Path| {
+        let name = path.to_string_lossy();
+        texts.get(name.as_ref()).cloned().ok_or_else(|| format!("{name} is not there"))
+    };
+    let paths = texts.keys().map(PathBuf::from).filter(|path| path.extension().is_some_and(|e| e == "toml"));
+    together(Path::new(""), paths.collect(), &read_one)
+}
+
+/// Reads one file, or says why it cannot be read.
+type ReadOne<'a> = &'a dyn Fn(&Path) -> Result<String, String>;
+
+fn together(directory: &Path, paths: Vec<PathBuf>, read_one: ReadOne<'_>) -> Policies {
+    let mut files: Vec<Loading> = paths.into_iter().map(|path| read(&path, read_one)).collect();
     // Two files claiming one app, or one team, are refused for what both claim; a team that also has a bad file is spared.
     let (at, mut good): (Vec<usize>, Vec<Policy>) = files
         .iter_mut()
@@ -95,7 +113,10 @@ pub fn load(directory: &Path) -> Policies {
     for (at, policy) in at.into_iter().zip(good) {
         files[at].policy = Ok(policy);
     }
-    Policies { files: files.into_iter().map(|loading| with_calendar(directory, loading)).collect(), problem: None }
+    Policies {
+        files: files.into_iter().map(|loading| with_calendar(directory, loading, read_one)).collect(),
+        problem: None,
+    }
 }
 
 /// A file on its way to [`Loaded`].
@@ -106,9 +127,9 @@ struct Loading {
     texts: BTreeMap<PathBuf, String>,
 }
 
-fn read(directory: &Path, path: &Path) -> Loading {
+fn read(path: &Path, read_one: ReadOne<'_>) -> Loading {
     let shown = path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
-    let text = read_text(directory, path);
+    let text = read_one(path);
     let team = text.as_ref().ok().and_then(|text| file::team_of(text));
     let policy = text.as_ref().map_err(Clone::clone).and_then(|text| {
         file::parse_policy(&shown, text).map(|(policy, _warnings)| policy).map_err(|found| in_words(&found))
@@ -159,13 +180,13 @@ fn read_text(directory: &Path, path: &Path) -> Result<String, String> {
     String::from_utf8(fs::read(&real).map_err(fail)?).map_err(|_| format!("{} is not UTF-8", path.display()))
 }
 
-fn with_calendar(directory: &Path, loading: Loading) -> Loaded {
+fn with_calendar(directory: &Path, loading: Loading, read_one: ReadOne<'_>) -> Loaded {
     let Loading { file, team, policy, mut texts } = loading;
     let result = policy.and_then(|policy| {
         let mut ics = BTreeMap::new();
         for file in &policy.holidays.files {
             let path = directory.join(file);
-            let text = read_text(directory, &path)?;
+            let text = read_one(&path)?;
             texts.insert(path, text.clone());
             ics.insert(file.clone(), text);
         }

@@ -10,7 +10,6 @@ use troop_policies::leash::UNLEASHED_MAX_AGE_MS;
 
 use super::act;
 use super::core::Core;
-use crate::clock;
 use crate::records::IntentBody;
 use crate::world::chain;
 
@@ -24,7 +23,7 @@ const ASK_AGAIN_FOR_S: i64 = 24 * 3_600;
 pub async fn tick(core: &Arc<Core>, at_start: bool) {
     match open(core).await {
         Ok(rows) => {
-            let now = clock::real_now();
+            let now = core.now();
             for row in rows {
                 if at_start || abandoned(&row, now) {
                     resolve(core, row).await;

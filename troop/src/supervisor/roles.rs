@@ -300,7 +300,7 @@ async fn core(flags: &Flags) -> Result<Arc<Core>, String> {
     let registry = RegistryClient::new(format!("http://{registry}")).map_err(|e| chain(&e))?;
     let world = Arc::new(Joined { cloud: Arc::new(LocalCloud::new(state.path())), registry });
     let dial = Dial::Through(state.outside_socket());
-    Ok(Core::new(Parts { state, site: site.site, policies_dir, ledger, world, calendar, secret, dial }))
+    Ok(Core::new(Parts { state, site: site.site, policies_dir, ledger, world, calendar, secret }, dial))
 }
 
 /// The site's secret, if it is the one that the ledger was begun with. One is made at the first start only.

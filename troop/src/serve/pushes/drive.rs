@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use serde::Deserialize as _;
 use troop_cloud::Traffic;
 use troop_deploy::judge::Memory;
 use troop_deploy::machine::{self, Act, Move, Right, Seen, holds_lock};
@@ -20,8 +21,7 @@ use troop_policies::step::Step;
 use troop_policies::{GroupName, IntentId};
 
 use super::request::insert_request;
-use super::{LOOKED_AT, holder, key, newer, number, number_of, parse};
-use crate::clock;
+use super::{LOOKED_AT, holder, key, newer, number, number_of, parse, way_back_of};
 use crate::records::{REQUEST_ROLLBACK, Record, RollbackBody};
 use crate::serve::act;
 use crate::serve::core::{Core, body, event, new_intent_id};
@@ -40,7 +40,8 @@ const SETTLE_BY_LOOK_AFTER: SignedDuration = SignedDuration::from_secs(60);
 const ABANDONED_AFTER: SignedDuration = SignedDuration::from_secs(40);
 
 /// What a turn came to.
-enum Turn {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
     /// Something changed: look again at once.
     Again,
     Later(Duration),
@@ -48,8 +49,8 @@ enum Turn {
 }
 
 /// What the driver remembers between looks; a restart begins without it.
-#[derive(Default)]
-struct Driver {
+#[derive(Debug, Default)]
+pub struct Driver {
     memory: Memory,
     /// Steps that this task itself sent out.
     ours: BTreeSet<IntentId>,
@@ -76,7 +77,11 @@ pub(super) async fn drive(core: &Arc<Core>, id: i64) {
     }
 }
 
-async fn turn(core: &Arc<Core>, id: i64, driver: &mut Driver) -> Result<Turn, LedgerError> {
+/// One look at a push and what follows from it: a decision, its record and its act.
+///
+/// # Errors
+/// The ledger's. A conflict means that somebody else moved the push on.
+pub async fn turn(core: &Arc<Core>, id: i64, driver: &mut Driver) -> Result<Turn, LedgerError> {
     let Some(row) = core.ledger.push(id).await? else { return Ok(Turn::Ended) };
     if row.ended {
         return Ok(Turn::Ended);
@@ -91,7 +96,7 @@ async fn turn(core: &Arc<Core>, id: i64, driver: &mut Driver) -> Result<Turn, Le
     if let Some(intent) = push.in_flight.clone() {
         return resolve(core, id, &row, &push, &intent, driver).await;
     }
-    if matches!(push.phase, Phase::Keep { until } if clock::real_now() < until) {
+    if matches!(push.phase, Phase::Keep { until } if core.now() < until) {
         return Ok(Turn::Later(KEEP_EVERY));
     }
     let seen = look(core).await;
@@ -127,7 +132,7 @@ async fn decide(
     }
     let rows = tx.pushes_of(&row.key, LOOKED_AT).await?;
     let newer = newer(id, &rows);
-    if let Some(asked) = take_request(&mut tx, id, &old, newer).await? {
+    if let Some(asked) = take_request(core, &mut tx, id, &old, newer).await? {
         save(&mut tx, &row, &old, asked).await?;
         tx.commit().await?;
         return Ok(Turn::Again);
@@ -135,6 +140,7 @@ async fn decide(
     let open_acts = ledger_seen::open_acts(&mut tx).await?;
     let statuses = seen.statuses();
     let registry_speaks = matches!(&seen.registry, Ok(view) if !view.warming);
+    let clock = core.clock();
     let Move { push, act } = machine::next(
         &old,
         &mut driver.memory,
@@ -145,7 +151,9 @@ async fn decide(
             traffic,
             open_acts: &open_acts,
             halted: core.is_halted(),
+            clock: clock.as_ref().copied().map_err(String::as_str),
             newer,
+            way_back_of: way_back_of(id, &rows, old.group()),
             now: seen.at,
         },
     );
@@ -161,7 +169,7 @@ async fn decide(
         tx.commit().await?;
         return Ok(Turn::Later(LOOK_EVERY));
     };
-    let Ok(intent_id) = new_intent_id() else { return Ok(Turn::Later(LOOK_EVERY)) };
+    let Ok(intent_id) = new_intent_id(core) else { return Ok(Turn::Later(LOOK_EVERY)) };
     let intent = Intent {
         id: intent_id,
         account: push.account.clone(),
@@ -183,7 +191,9 @@ async fn decide(
 async fn lock(tx: &mut Tx, id: i64, push: Push) -> Result<Option<Push>, LedgerError> {
     let name = key(&push);
     if let Some(fence) = push.fence {
-        tx.check_fence(&name, &holder(id), fence).await?;
+        if !troop_policies::sabotaged!("fence") {
+            tx.check_fence(&name, &holder(id), fence).await?;
+        }
         return Ok(Some(push));
     }
     if !holds_lock(push.phase) {
@@ -205,9 +215,7 @@ async fn lock(tx: &mut Tx, id: i64, push: Push) -> Result<Option<Push>, LedgerEr
 async fn give_way(tx: &mut Tx, id: i64, push: &Push, held_by: &str) -> Result<(), LedgerError> {
     let Some(holder) = number_of(held_by).filter(|holder| *holder > id) else { return Ok(()) };
     let asked = tx.open_requests(REQUEST_ROLLBACK).await?;
-    let is_asked = |body: &serde_json::Value| {
-        serde_json::from_value::<RollbackBody>(body.clone()).is_ok_and(|r| r.push == number(holder))
-    };
+    let is_asked = |body: &serde_json::Value| RollbackBody::deserialize(body).is_ok_and(|r| r.push == number(holder));
     let flipped = tx.push(holder).await?.and_then(|row| parse(&row).ok()).is_none_or(|p| p.flip_was_asked());
     if flipped || asked.iter().any(|row| is_asked(&row.body)) {
         return Ok(());
@@ -224,14 +232,20 @@ async fn give_way(tx: &mut Tx, id: i64, push: &Push, held_by: &str) -> Result<()
 }
 
 /// The push as the oldest open request wants it, once it can be taken up; requests that cannot be are answered.
-async fn take_request(tx: &mut Tx, id: i64, push: &Push, newer: machine::Newer) -> Result<Option<Push>, LedgerError> {
+async fn take_request(
+    core: &Core,
+    tx: &mut Tx,
+    id: i64,
+    push: &Push,
+    newer: machine::Newer,
+) -> Result<Option<Push>, LedgerError> {
     for row in tx.open_requests(REQUEST_ROLLBACK).await? {
-        let Ok(request) = serde_json::from_value::<RollbackBody>(row.body.clone()) else { continue };
+        let Ok(request) = RollbackBody::deserialize(&row.body) else { continue };
         if request.push != number(id) {
             continue;
         }
         let because = format!("{}: {}", request.actor, request.reason);
-        let (taken, closed) = match ask(push, newer, &because, clock::real_now()) {
+        let (taken, closed) = match ask(push, newer, &because, core.now()) {
             Answer::GoesBack(push) => (Some(push), "goes back".to_owned()),
             Answer::Cancelled(push) => (Some(push), "cancelled".to_owned()),
             Answer::Already { what } => (None, what),
@@ -279,7 +293,7 @@ async fn perform(
     inventory: Option<&Inventory>,
 ) -> Result<(), LedgerError> {
     let hand = core.take_in_hand(intent.id.clone());
-    let began = clock::boot_ms();
+    let began = core.host.boot_ms();
     let outcome = match act.right {
         Right::Undo => match Undo::for_step(&intent.step) {
             Ok(undo) => act::carry_out(core, intent, Permit::Undo(undo)).await,
@@ -287,8 +301,12 @@ async fn perform(
         },
         Right::Onward { before_flip } => {
             // The file again, after the record: a halt that came meanwhile wins.
-            let warrant = Warrant::Push { halted_before_flip: before_flip && core.is_halted() };
-            match Unleashed::for_step(intent, warrant, clock::real_now()) {
+            let warrant = Warrant::Push {
+                halted_before_flip: before_flip
+                    && core.is_halted()
+                    && !troop_policies::sabotaged!("halted_before_flip"),
+            };
+            match Unleashed::for_step(intent, warrant, core.now()) {
                 Ok(unleashed) => act::carry_out(core, intent, Permit::Unleashed(&unleashed)).await,
                 Err(e) => Outcome::refused(e.to_string()),
             }
@@ -298,7 +316,7 @@ async fn perform(
         let members = inventory.groups.get(group).map(|g| g.members.keys().cloned().collect::<Vec<_>>());
         core.ended_by_us(members.unwrap_or_default());
     }
-    let took = Duration::from_millis(u64::try_from(clock::boot_ms() - began).unwrap_or(0));
+    let took = Duration::from_millis(u64::try_from(core.host.boot_ms() - began).unwrap_or(0));
     let settled = settle(core, id, version, push, intent, &outcome, took).await;
     drop(hand);
     settled
@@ -313,7 +331,7 @@ async fn settle(
     outcome: &Outcome,
     took: Duration,
 ) -> Result<(), LedgerError> {
-    let next = outcome::settled(push, outcome, took, clock::real_now());
+    let next = outcome::settled(push, outcome, took, core.now());
     let mut tx = core.ledger.begin().await?;
     let Some(row) = tx.push(id).await?.filter(|row| row.version == version) else {
         return Err(LedgerError::Conflict { what: format!("push {id} was moved on by somebody else") });
@@ -344,7 +362,7 @@ async fn resolve(
         core.trouble("pushes", Some(format!("push {id}: its step {} is not in the ledger", intent.id)));
         return Ok(Turn::Later(KEEP_EVERY));
     };
-    let now = clock::real_now();
+    let now = core.now();
     let age = now.duration_since(recorded.real_at);
     // Ours, or of a process that was here before us, or so old that nobody can be at it.
     let may_ask = driver.ours.contains(&intent.id) || recorded.real_at < core.started_at || age > ABANDONED_AFTER;

@@ -10,11 +10,13 @@ mod request;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use serde::Deserialize as _;
 use tokio::task::JoinSet;
 use troop_deploy::machine::Newer;
 use troop_deploy::push::Push;
 use troop_deploy::rollback;
 use troop_ledger::{LedgerError, PushRow};
+use troop_policies::GroupName;
 
 use super::control::could_not_ask;
 use super::core::Core;
@@ -22,7 +24,7 @@ use crate::api::types::{ApiError, ErrorKind, PushView};
 use crate::views::running::push_of;
 use crate::world::chain;
 
-pub use drive::LOOK_EVERY;
+pub use drive::{Driver, LOOK_EVERY, Turn, turn};
 pub use request::{rollback, start};
 
 /// How many of the newest pushes `troop pushes` shows. A busy team's day.
@@ -47,11 +49,18 @@ fn key(push: &Push) -> String {
 }
 
 fn parse(row: &PushRow) -> Result<Push, String> {
-    serde_json::from_value(row.body.clone()).map_err(|e| format!("push {} in the ledger cannot be read: {e}", row.id))
+    Push::deserialize(&row.body).map_err(|e| format!("push {} in the ledger cannot be read: {e}", row.id))
 }
 
 fn number(id: i64) -> u64 {
     u64::try_from(id).unwrap_or(0)
+}
+
+/// The open newer push whose way back is this group: from then on the group is that push's to keep or to destroy.
+fn way_back_of(id: i64, rows: &[PushRow], group: &GroupName) -> Option<u64> {
+    let newer = rows.iter().filter(|row| row.id > id && !row.ended);
+    let claims = |row: &&PushRow| parse(row).is_ok_and(|push| push.previous_group() == Some(group));
+    newer.into_iter().find(claims).map(|row| number(row.id))
 }
 
 /// What newer pushes of the same cluster mean for push `id`. `rows` are of that cluster.

@@ -17,7 +17,6 @@ use troop_policies::{GroupName, ImageId, RegionName};
 
 use super::{LOOKED_AT, holder, key, newer, number, number_of, parse};
 use crate::api::types::{Actor, ApiError, DeployAnswer, DeployRequest, ErrorKind, RollbackAnswer, RollbackRequest};
-use crate::clock;
 use crate::records::{REQUEST_ROLLBACK, Record, RollbackBody};
 use crate::serve::control::{SCHEMA, could_not_ask, error};
 use crate::serve::core::{Core, body, event};
@@ -36,11 +35,11 @@ pub async fn start(core: &Arc<Core>, request: DeployRequest, actor: Actor) -> Re
     may_begin(core)?;
     let region = one_region(&look(core).await, &request)?.0.clone();
     let image = image(core, &region, &request.image).await?;
-    let began = clock::boot_ms();
+    let began = core.host.boot_ms();
     loop {
         match try_start(core, &request, &image, &actor).await {
             Err(NotBegun::WhileDestroying(held)) => {
-                let waited = Duration::from_millis(u64::try_from(clock::boot_ms() - began).unwrap_or(u64::MAX));
+                let waited = Duration::from_millis(u64::try_from(core.host.boot_ms() - began).unwrap_or(u64::MAX));
                 if waited >= DESTROY_WAITED_FOR {
                     return Err(held);
                 }
@@ -113,7 +112,7 @@ async fn try_start(
         },
         actor: &actor.name,
     };
-    let push = start::start(&asked, inventory, &seen.statuses(), &spoken_of(&rows), clock::real_now())
+    let push = start::start(&asked, inventory, &seen.statuses(), &spoken_of(&rows), core.now())
         .map_err(|why| not_started(&why))?;
     let steps = script::planned(&push, inventory);
     let held = tx.locks().await.map_err(|e| could_not_ask(&e))?.into_iter().find(|row| row.name == lock);
@@ -248,7 +247,7 @@ pub async fn rollback(core: &Arc<Core>, request: RollbackRequest, actor: Actor) 
     let rows = of_cluster(&mut tx, &request).await.map_err(|e| could_not_ask(&e))?;
     let (id, push) = wanted(&rows, &request)?;
     let inventory = seen.inventories().find(|inventory| inventory.region == push.region);
-    let effect = match ask(&push, newer(id, &rows), &request.reason, clock::real_now()) {
+    let effect = match ask(&push, newer(id, &rows), &request.reason, core.now()) {
         Answer::Cannot { why } => {
             return Err(error(
                 ErrorKind::Refused,

@@ -336,16 +336,18 @@ impl Home {
         let of_ledger = calendar.clone();
         let stamp = move || Stamp { at: of_ledger.at(clock::real_now()), real_at: clock::real_now() };
         let ledger = Ledger::open(&state.ledger(), Arc::new(stamp)).await.unwrap();
-        let core = Core::new(Parts {
-            policies_dir: self.dir.path().join("policies"),
-            state,
-            site: Site::embedded_default(),
-            ledger,
-            world: Arc::clone(world) as Arc<dyn World>,
-            calendar,
-            secret: Ok(SiteSecret::from_bytes([7; 32])),
-            dial: Dial::Direct,
-        });
+        let core = Core::new(
+            Parts {
+                policies_dir: self.dir.path().join("policies"),
+                state,
+                site: Site::embedded_default(),
+                ledger,
+                world: Arc::clone(world) as Arc<dyn World>,
+                calendar,
+                secret: Ok(SiteSecret::from_bytes([7; 32])),
+            },
+            Dial::Direct,
+        );
         super::super::reload(&core).await;
         core
     }

@@ -1,0 +1,130 @@
+//! The saboteurs, by name: each takes one guard away (see `troop_policies::sabotage`).
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::month::{Options, run};
+
+/// All of them, with what they take away.
+pub const ALL: &[(&str, &str)] = &[
+    ("tag", "whose a group is"),
+    ("mixed_team", "a cluster with a group of another team"),
+    ("exception", "a policy's exceptions"),
+    ("leash_site", "the site's leash"),
+    ("leash_app", "the app's and monkey's leash"),
+    ("halt_gate", "the halt, at the gates"),
+    ("halt_recheck", "the halt, between record and act"),
+    ("halt_hold", "a push that stands still while halted"),
+    ("halted_before_flip", "the halt, right before a push's step"),
+    ("deadline_shift", "deadlines that stand still while halted"),
+    ("clock", "a clock that was set"),
+    ("push_clock", "a push whose times a clock that was set has brought about"),
+    ("mark", "the mark of another ledger"),
+    ("stale_inventory", "an inventory that is too old"),
+    ("shrunk_inventory", "an inventory that is implausibly small"),
+    ("hold", "hold signals"),
+    ("window", "the window at the act"),
+    ("holiday", "holidays"),
+    ("blackout", "blackouts"),
+    ("push_lock", "a push that holds the cluster"),
+    ("one_a_day", "one drawn kill a scope and day"),
+    ("min_workdays", "the least workdays between drawn kills"),
+    ("still_healing", "the last kill of the scope has healed"),
+    ("unhealed", "the scope is not marked unhealed"),
+    ("team_day_cap", "a team's kills a day"),
+    ("site_day_cap", "the site's kills a day"),
+    ("team_unhealed_cap", "a team's unhealed acts"),
+    ("zone_cap", "a zone's unhealed acts"),
+    ("whole", "the group is whole"),
+    ("uneven", "the group is even over its zones"),
+    ("failed_launch", "no launch failed within the hour"),
+    ("floor", "the floor"),
+    ("opt_out", "protected instances and those with troop:spare"),
+    ("second_ask", "the ledger's second answer, inside the intent's transaction"),
+    ("intent_first", "the intent before the act"),
+    ("resolve", "an unknown outcome is asked about, not repeated"),
+    ("unknown_counts", "an unknown outcome counts as a kill"),
+    ("fence", "the lock is still this push's"),
+    ("cancel_entry", "whoever terminates cancels"),
+    ("inheritance", "later members inherit their group's override"),
+    ("health", "the balancer's verdict counts"),
+    ("health_age", "a health verdict that is too old is unknown"),
+    ("registry", "UP in the registry counts"),
+    ("ready_count", "ready: the count"),
+    ("ready_zones", "ready: the zones"),
+    ("ready_image", "ready: the image"),
+    ("moved_on", "the recorded group still serves at the flip"),
+    ("enable_first", "enable before the way back"),
+    ("back_ready", "the way back is verified before the flip"),
+    ("pin", "the way back keeps its size"),
+    ("last_enabled", "the last enabled group stays"),
+    ("name_reuse", "names in use are not given again"),
+    ("way_back", "a failed group that has become a newer push's way back stays"),
+    ("janitor_age", "an old picture proves nobody gone"),
+    ("drain", "what was taken out drains before its end"),
+    ("keep_failed", "a failed group is kept for a while"),
+    ("superseded_early", "superseded only by what has soaked"),
+    ("watch", "the old group is watched over"),
+    ("no_data", "no data never promotes"),
+];
+
+/// Seeds in whose month a saboteur was caught last: where to look first. Whatever changes a month may make a hint stale,
+/// and then the search takes longer.
+const HINTS: &[(&str, u64)] = &[];
+
+pub fn names() -> Vec<&'static str> {
+    ALL.iter().map(|(name, _)| *name).collect()
+}
+
+/// The saboteur of this name.
+pub fn named(name: &str) -> Option<&'static str> {
+    names().into_iter().find(|known| *known == name)
+}
+
+/// What came of letting one loose.
+#[derive(Debug, Clone)]
+pub struct Caught {
+    pub name: &'static str,
+    pub takes_away: &'static str,
+    /// The invariant that was broken, in which words, and after how many months; `None`: nobody noticed.
+    pub by: Option<(&'static str, String, u64)>,
+}
+
+/// Lets each loose for at most so many months, `jobs` at a time, and tells `heard` of each at once. Only in a build for
+/// sabotage is anybody at work.
+pub fn table(
+    first_seed: u64,
+    months: u64,
+    jobs: usize,
+    only: Option<&str>,
+    hints: bool,
+    heard: impl Fn(&Caught) + Sync,
+) -> Vec<Caught> {
+    let next = AtomicUsize::new(0);
+    let wanted: Vec<_> = ALL.iter().filter(|(name, _)| only.is_none_or(|only| only == *name)).collect();
+    let rows = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.max(1) {
+            scope.spawn(|| {
+                while let Some((name, takes_away)) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let row = Caught { name, takes_away, by: caught(name, first_seed, months, hints) };
+                    heard(&row);
+                    if let Ok(mut rows) = rows.lock() {
+                        rows.push(row);
+                    }
+                }
+            });
+        }
+    });
+    rows.into_inner().unwrap_or_default()
+}
+
+fn caught(name: &'static str, first_seed: u64, months: u64, hints: bool) -> Option<(&'static str, String, u64)> {
+    let hint = HINTS.iter().find(|(hinted, _)| hints && *hinted == name).map(|(_, seed)| *seed);
+    let seeds = hint.into_iter().chain((0..months).map(|month| first_seed + month));
+    seeds.zip(1..=months).find_map(|(seed, month)| {
+        let options = Options { seed, saboteur: Some(name), ..Options::default() };
+        let found = run(&options).ok()?.violations.into_iter().next()?;
+        Some((found.invariant, found.what, month))
+    })
+}

@@ -1,1 +1,0 @@
-//! Tests that belong to no single crate: tidiness now, the simulated months later.
