@@ -141,6 +141,15 @@ impl Ledger {
         Ok(self.events(&newest).await?.into_iter().next())
     }
 
+    /// The number of the newest event. Cheap: whoever keeps what it read can see whether anything was written since.
+    ///
+    /// # Errors
+    /// As [`Ledger::events`].
+    pub async fn newest_id(&self) -> Result<Option<EventId>, LedgerError> {
+        let newest = events::newest_head(&mut *self.reader().await?).await.on(&self.0.path)?;
+        Ok(newest.map(|head| EventId(head.id)))
+    }
+
     /// Walks the whole chain, and compares its end with the file that remembers the newest event. Reads every event,
     /// so it takes a while with many.
     ///
