@@ -30,6 +30,7 @@ pub(crate) struct Shared {
     /// `None` when opened for reading only.
     clock: Option<Clock>,
     pub(crate) pools: Pools,
+    pub(crate) heads: head::Advancing,
 }
 
 impl fmt::Debug for Ledger {
@@ -68,7 +69,12 @@ impl Ledger {
 
     pub(crate) async fn open_waiting(path: &Path, clock: Clock, waits: Waits) -> Result<Self, LedgerError> {
         let pools = open::writable(path, waits).await?;
-        Ok(Self(Arc::new(Shared { path: path.to_owned(), clock: Some(clock), pools })))
+        Ok(Self(Arc::new(Shared {
+            path: path.to_owned(),
+            clock: Some(clock),
+            pools,
+            heads: head::Advancing::default(),
+        })))
     }
 
     /// Opens the ledger at `path` for reading. Every write then answers [`LedgerError::ReadOnly`].
@@ -77,7 +83,7 @@ impl Ledger {
     /// As [`Ledger::open`], and [`LedgerError::Missing`].
     pub async fn open_read_only(path: &Path) -> Result<Self, LedgerError> {
         let pools = open::read_only(path).await?;
-        Ok(Self(Arc::new(Shared { path: path.to_owned(), clock: None, pools })))
+        Ok(Self(Arc::new(Shared { path: path.to_owned(), clock: None, pools, heads: head::Advancing::default() })))
     }
 
     /// Begins a transaction, which holds the write lock at once: no other process writes until it ends.
