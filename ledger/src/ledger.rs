@@ -30,6 +30,7 @@ pub(crate) struct Shared {
     /// `None` when opened for reading only.
     clock: Option<Clock>,
     pub(crate) store: Store,
+    pub(crate) heads: head::Advancing,
 }
 
 pub(crate) enum Store {
@@ -92,7 +93,11 @@ impl Ledger {
 
     pub(crate) async fn open_waiting(path: &Path, clock: Clock, waits: Waits) -> Result<Self, LedgerError> {
         let pools = open::writable(path, waits).await?;
-        Ok(Self(Arc::new(Shared { path: path.to_owned(), clock: Some(clock), store: Store::File(pools) })))
+        Ok(Self::of(path, Some(clock), Store::File(pools)))
+    }
+
+    fn of(path: &Path, clock: Option<Clock>, store: Store) -> Self {
+        Self(Arc::new(Shared { path: path.to_owned(), clock, store, heads: head::Advancing::default() }))
     }
 
     /// A new ledger in memory, for simulations. It promises what a file does, but that nothing of it outlives the
@@ -102,7 +107,7 @@ impl Ledger {
     }
 
     fn of_memory(memory: Memory, clock: Clock) -> Self {
-        Self(Arc::new(Shared { path: PathBuf::from("memory"), clock: Some(clock), store: Store::Memory(memory) }))
+        Self::of(Path::new("memory"), Some(clock), Store::Memory(memory))
     }
 
     /// The same ledger in memory as another control plane with a clock of its own opens it. `None` for a file, which is
@@ -130,7 +135,7 @@ impl Ledger {
     /// As [`Ledger::open`], and [`LedgerError::Missing`].
     pub async fn open_read_only(path: &Path) -> Result<Self, LedgerError> {
         let pools = open::read_only(path).await?;
-        Ok(Self(Arc::new(Shared { path: path.to_owned(), clock: None, store: Store::File(pools) })))
+        Ok(Self::of(path, None, Store::File(pools)))
     }
 
     /// Begins a transaction, which holds the write lock at once: no other process writes until it ends.
@@ -201,6 +206,15 @@ impl Ledger {
     pub async fn newest_event(&self) -> Result<Option<Event>, LedgerError> {
         let newest = EventFilter { newest_first: true, limit: Some(1), ..EventFilter::default() };
         Ok(self.events(&newest).await?.into_iter().next())
+    }
+
+    /// The number of the newest event. Cheap: whoever keeps what it read can see whether anything was written since.
+    ///
+    /// # Errors
+    /// As [`Ledger::events`].
+    pub async fn newest_id(&self) -> Result<Option<EventId>, LedgerError> {
+        let newest = events::newest_head(&mut *self.reader().await?).await.on(&self.0.path)?;
+        Ok(newest.map(|head| EventId(head.id)))
     }
 
     /// Walks the whole chain, and compares its end with the file that remembers the newest event. Reads every event,

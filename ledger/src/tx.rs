@@ -8,7 +8,7 @@ use sqlx::Transaction;
 
 use crate::db::{Conn, Driver};
 use crate::error::{Fault, LedgerError, OnPath as _};
-use crate::head::{self, Head};
+use crate::head::Head;
 use crate::ledger::{Shared, Store};
 use crate::memory::{self, Tables};
 use crate::open::Pools;
@@ -126,7 +126,7 @@ impl Tx {
         tx.commit().await.on(&shared.path)?;
         let Some(newest) = newest else { return Ok(()) };
         let for_head = Arc::clone(&shared);
-        let advanced = tokio::task::spawn_blocking(move || head::advance(&for_head.path, &newest)).await;
+        let advanced = tokio::task::spawn_blocking(move || for_head.heads.advance(&for_head.path, newest)).await;
         let failed = match advanced {
             Ok(advanced) => advanced,
             Err(source) => Err(LedgerError::TaskEnded { source }),
@@ -396,6 +396,7 @@ mod tests {
     use super::*;
     use crate::Ledger;
     use crate::events::newest_head;
+    use crate::head;
     use crate::testing::{SHORT_WAITS, Scene, clock, event, intent};
 
     /// Everything that a transaction can leave behind.

@@ -145,7 +145,7 @@ pub fn ask(situation: &Situation<'_>, scope: &Scope, purpose: &Purpose) -> Verdi
             .ok_or_else(|| Spared::NotNamed { team: "this".to_owned(), what: format!("chaos for `{}`", app.app) })
     });
     let mut clusters = app.as_ref().map(|(policy, app)| clusters_of(situation, policy, app, scope)).unwrap_or_default();
-    let statuses = statuses(situation);
+    let statuses = statuses(situation, &clusters);
     let seen = ledger(situation);
 
     for gate in Gate::ALL {
@@ -440,8 +440,8 @@ fn count(n: usize) -> u32 {
 
 type Statuses = BTreeMap<InstanceId, Status>;
 
-/// The registry's word on every instance; unknown where it is warming, unless no group here needs it.
-fn statuses(situation: &Situation<'_>) -> Result<Statuses, Spared> {
+/// The registry's word on every instance of these clusters; unknown where it is warming, unless no group here needs it.
+fn statuses(situation: &Situation<'_>, clusters: &[Asked<'_>]) -> Result<Statuses, Spared> {
     let inventories = || situation.inventories.iter().filter_map(|seen| seen.inventory.as_ref().ok());
     let needed = inventories().any(|i| i.groups.values().any(|g| g.registry_required));
     let unknown = |why: &str| Err(Spared::Unknown { what: "the registry", why: why.to_owned() });
@@ -449,7 +449,13 @@ fn statuses(situation: &Situation<'_>) -> Result<Statuses, Spared> {
         _ if !needed => Ok(Statuses::new()),
         Err(why) => unknown(why),
         Ok(view) if view.warming => unknown("it has just started and is warming up"),
-        Ok(view) => Ok(inventories().flat_map(|i| view.statuses(i)).collect()),
+        Ok(view) => {
+            let of_one = |inventory: &Inventory| {
+                let own = clusters.iter().filter(move |asked| std::ptr::eq(asked.inventory, inventory));
+                view.statuses_of(own.flat_map(|asked| inventory.groups_of(asked.cluster)), inventory)
+            };
+            Ok(inventories().flat_map(|inventory| of_one(inventory)).collect())
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a cloud was seen to hold at one moment, in our words.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use jiff::Timestamp;
@@ -163,6 +163,11 @@ impl Inventory {
         }
     }
 
+    /// Every instance, to be found by its id or address. Worth it for more than a few: it is made from all of them.
+    pub fn instances(&self) -> Instances<'_> {
+        Instances::of(self.groups.values())
+    }
+
     /// The group and instance with this id.
     pub fn instance(&self, id: &InstanceId) -> Option<(&Group, &Instance)> {
         self.groups.values().find_map(|g| g.members.get(id).map(|i| (g, i)))
@@ -170,6 +175,36 @@ impl Inventory {
 
     pub fn instance_count(&self) -> usize {
         self.groups.values().map(|g| g.members.len()).sum()
+    }
+}
+
+/// The members of some groups by id and by address.
+#[derive(Debug)]
+pub struct Instances<'a> {
+    by_id: HashMap<&'a str, &'a Instance>,
+    /// `None` where two or more have the address: it then says nothing.
+    by_address: HashMap<IpAddr, Option<&'a Instance>>,
+}
+
+impl<'a> Instances<'a> {
+    pub fn of(groups: impl IntoIterator<Item = &'a Group>) -> Self {
+        let mut instances = Self { by_id: HashMap::new(), by_address: HashMap::new() };
+        for instance in groups.into_iter().flat_map(|group| group.members.values()) {
+            instances.by_id.insert(instance.id.as_str(), instance);
+            if let Some(address) = instance.address {
+                instances.by_address.entry(address).and_modify(|one| *one = None).or_insert(Some(instance));
+            }
+        }
+        instances
+    }
+
+    pub fn by_id(&self, id: &str) -> Option<&'a Instance> {
+        self.by_id.get(id).copied()
+    }
+
+    /// The one instance that has this address; none where several do.
+    pub fn by_address(&self, address: IpAddr) -> Option<&'a Instance> {
+        self.by_address.get(&address).copied().flatten()
     }
 }
 

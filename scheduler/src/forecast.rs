@@ -244,7 +244,7 @@ mod tests {
 
     use super::*;
     use crate::fixture::{calendar, inventory, policy, policy_with, windows};
-    use crate::plan::scopes_of;
+    use crate::plan::{ByTeam, scopes_of};
 
     const LATENCY_TABLE: &str = "[apps.checkout.latency]
 mean_workdays = 10
@@ -270,7 +270,8 @@ to = [\"app:payments\"]
     #[test]
     fn with_an_inventory_a_row_stands_for_each_scope_that_is_not_exempt() {
         let policy = policy("");
-        let scopes = scopes_of(&policy, &[inventory("us-east-1", &["checkout-web-v001", "checkout-pci-v001"])]);
+        let scopes =
+            scopes_of(&policy, &ByTeam::of(&[inventory("us-east-1", &["checkout-web-v001", "checkout-pci-v001"])]));
         let rows = forecast(&policy, &calendar(&policy), &scopes, date(2026, 11, 24), 30, 1);
         assert_eq!(rows.iter().map(|r| r.scope.as_str()).collect::<Vec<_>>(), ["prod/us-east-1/checkout-web"]);
     }

@@ -15,7 +15,7 @@ use troop_policies::policy::{AppPolicy, ChaosPolicy, Policy};
 use troop_policies::spared::Spared;
 
 use crate::calendar::{Calendar, instant_of, minutes};
-pub use crate::scopes::{ScopeSeen, scopes_of};
+pub use crate::scopes::{ByTeam, ScopeSeen, scopes_of};
 
 /// The name of the chaos monkey in draws and plans.
 pub const CHAOS: &str = "chaos";
@@ -77,6 +77,20 @@ pub fn join(old: &DayPlan, input: &PlanInput<'_>) -> DayPlan {
     let known = old.entries.iter().map(|entry| (entry.draw_key.as_str(), entry.monkey.as_str())).collect();
     plan.entries.extend(entries(input, &known, Some(input.now)));
     plan
+}
+
+/// Whether the plan has an entry for everything that there is: [`join`] would add none. It is asked at every look.
+pub fn is_whole(plan: &DayPlan, policy: &Policy, scopes: &[ScopeSeen]) -> bool {
+    let known: BTreeSet<(&str, &str)> =
+        plan.entries.iter().map(|entry| (entry.draw_key.as_str(), entry.monkey.as_str())).collect();
+    scopes.iter().all(|scope| {
+        let has = |monkey: &str| known.contains(&(scope.draw_key.as_str(), monkey));
+        policy.apps.get(&scope.app).is_none_or(|app| {
+            (app.chaos.is_none() || has(CHAOS))
+                && (app.latency.is_none() || has(LATENCY))
+                && app.drills.iter().all(|drill| has(&format!("{DRILL_PREFIX}{}", drill.monkey)))
+        })
+    })
 }
 
 /// The entries whose minute has come and is at most [`FIRE_WITHIN_S`] past.

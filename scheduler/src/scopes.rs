@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::civil::Date;
-use troop_policies::inventory::Inventory;
+use troop_policies::inventory::{Group, Inventory, TAG_TEAM};
 use troop_policies::policy::Policy;
 use troop_policies::{AppName, ClusterName};
 
@@ -22,8 +22,33 @@ pub struct ScopeSeen {
     pub unhealed: Option<String>,
 }
 
+/// Groups by the team that their tag `troop:team` names. Made once for all teams: a site with ten times the teams has ten
+/// times the groups, and each team would go through all of them.
+#[derive(Debug)]
+pub struct ByTeam<'a>(BTreeMap<&'a str, Vec<(&'a Inventory, &'a Group)>>);
+
+impl<'a> ByTeam<'a> {
+    pub fn of(inventories: impl IntoIterator<Item = &'a Inventory>) -> Self {
+        let mut by_team: BTreeMap<&str, Vec<_>> = BTreeMap::new();
+        for inventory in inventories {
+            for group in inventory.groups.values() {
+                if let Some(team) = group.tags.get(TAG_TEAM) {
+                    by_team.entry(team.as_str()).or_default().push((inventory, group));
+                }
+            }
+        }
+        Self(by_team)
+    }
+
+    /// The groups that opted in to this policy.
+    fn owned(&self, policy: &Policy) -> impl Iterator<Item = (&'a Inventory, &'a Group)> {
+        let named = self.0.get(policy.team.as_str()).into_iter().flatten().copied();
+        named.filter(|(_, group)| policy.owns(group))
+    }
+}
+
 /// All scopes of the policy's apps of which the team owns a group, sorted by draw key. Of the ledger they know nothing yet.
-pub fn scopes_of(policy: &Policy, inventories: &[Inventory]) -> Vec<ScopeSeen> {
+pub fn scopes_of(policy: &Policy, groups: &ByTeam<'_>) -> Vec<ScopeSeen> {
     #[derive(Default)]
     struct Found {
         clusters: BTreeSet<ClusterName>,
@@ -31,18 +56,16 @@ pub fn scopes_of(policy: &Policy, inventories: &[Inventory]) -> Vec<ScopeSeen> {
         open: bool,
     }
     let mut found: BTreeMap<(String, AppName), Found> = BTreeMap::new();
-    for inventory in inventories {
-        let owned: BTreeSet<_> = inventory.groups.values().filter(|g| policy.owns(g)).map(|g| g.cluster()).collect();
-        for cluster in owned {
-            let Some(app) = policy.apps.get(cluster.app()) else { continue };
-            let key = app.draw_key(&inventory.account, &inventory.region, cluster);
-            let scope = found.entry((key, app.app.clone())).or_default();
-            scope.clusters.insert(cluster.clone());
-            match app.exempt(&inventory.account, &inventory.region, cluster) {
-                Some(why) if scope.reasons.contains(&why) => {}
-                Some(why) => scope.reasons.push(why),
-                None => scope.open = true,
-            }
+    for (inventory, group) in groups.owned(policy) {
+        let cluster = group.cluster();
+        let Some(app) = policy.apps.get(cluster.app()) else { continue };
+        let key = app.draw_key(&inventory.account, &inventory.region, cluster);
+        let scope = found.entry((key, app.app.clone())).or_default();
+        scope.clusters.insert(cluster.clone());
+        match app.exempt(&inventory.account, &inventory.region, cluster) {
+            Some(why) if scope.reasons.contains(&why) => {}
+            Some(why) => scope.reasons.push(why),
+            None => scope.open = true,
         }
     }
     let scope = |((draw_key, app), found): ((String, AppName), Found)| ScopeSeen {
@@ -70,7 +93,7 @@ mod tests {
         let policy = policy("");
         let seen =
             [inventory("us-east-1", &["checkout-web-v001", "checkout-web-v002", "checkout-pci-v000", "other-v000"])];
-        let scopes = scopes_of(&policy, &seen);
+        let scopes = scopes_of(&policy, &ByTeam::of(&seen));
         assert_eq!(
             keys(&scopes),
             [
@@ -91,7 +114,7 @@ mod tests {
         };
         tag(&mut seen, "checkout-api-v001", Some("search"));
         tag(&mut seen, "checkout-sub-v001", None);
-        assert_eq!(keys(&scopes_of(&policy(""), &[seen])), [("prod/us-east-1/checkout-web", None)]);
+        assert_eq!(keys(&scopes_of(&policy(""), &ByTeam::of(&[seen]))), [("prod/us-east-1/checkout-web", None)]);
     }
 
     #[test]
@@ -99,11 +122,12 @@ mod tests {
         let mut policy = policy("grouping = \"app\"\nregions_independent = false\n");
         let east = inventory("us-east-1", &["checkout-web-v001", "checkout-pci-v000"]);
         let west = inventory("us-west-2", &["checkout-web-v004"]);
-        let scopes = scopes_of(&policy, &[east.clone(), west.clone()]);
+        let seen = [east, west];
+        let scopes = scopes_of(&policy, &ByTeam::of(&seen));
         assert_eq!(keys(&scopes), [("prod/checkout", None)]);
         assert_eq!(scopes[0].clusters.len(), 2);
         let app = policy.apps.get_mut(&"checkout".parse().unwrap()).unwrap();
         app.refused = Some("two files name it".to_owned());
-        assert_eq!(keys(&scopes_of(&policy, &[east, west])), [("prod/checkout", Some("two files name it"))]);
+        assert_eq!(keys(&scopes_of(&policy, &ByTeam::of(&seen))), [("prod/checkout", Some("two files name it"))]);
     }
 }

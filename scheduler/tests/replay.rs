@@ -16,7 +16,7 @@ use troop_policies::plan::DayPlan;
 use troop_policies::policy::Policy;
 use troop_policies::step::Size;
 use troop_scheduler::calendar::Calendar;
-use troop_scheduler::plan::{PlanInput, ScopeSeen, plan_day, scopes_of};
+use troop_scheduler::plan::{ByTeam, PlanInput, ScopeSeen, plan_day, scopes_of};
 
 /// The secret of the published vectors.
 const SECRET: &str = "1111111111111111111111111111111111111111111111111111111111111111";
@@ -97,7 +97,7 @@ struct Team {
 fn team(name: &str) -> Team {
     let policy = policy(name);
     let calendar = Calendar::new(&policy, &BTreeMap::new()).unwrap();
-    let scopes = scopes_of(&policy, &["us-east-1", "eu-west-1"].map(|region| inventory(region, name)));
+    let scopes = scopes_of(&policy, &ByTeam::of(&["us-east-1", "eu-west-1"].map(|region| inventory(region, name))));
     Team { policy, calendar, scopes }
 }
 

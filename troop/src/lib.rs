@@ -4,6 +4,7 @@
 //! and carries it out. Layers and arrows are in docs/architecture.md.
 
 pub mod api;
+pub mod bench;
 pub mod cli;
 pub mod client;
 pub mod clock;

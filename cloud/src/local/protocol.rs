@@ -144,14 +144,19 @@ pub struct Verdict {
 }
 
 /// A connection cut into frames.
-pub(crate) type Frames = Framed<UnixStream, LengthDelimitedCodec>;
+pub type Frames = Framed<UnixStream, LengthDelimitedCodec>;
 
-pub(crate) fn frames(stream: UnixStream) -> Frames {
+/// Cuts a connection into frames.
+#[must_use]
+pub fn frames(stream: UnixStream) -> Frames {
     Framed::new(stream, LengthDelimitedCodec::builder().max_frame_length(FRAME_MAX_BYTES).new_codec())
 }
 
 /// Writes one frame. `to` is the connection or its writing half.
-pub(crate) async fn send<S, T>(to: &mut S, what: &T) -> std::io::Result<()>
+///
+/// # Errors
+/// The connection's, or when the frame would be longer than [`FRAME_MAX_BYTES`].
+pub async fn send<S, T>(to: &mut S, what: &T) -> std::io::Result<()>
 where
     S: Sink<Bytes, Error = std::io::Error> + Unpin,
     T: Serialize,
@@ -160,7 +165,10 @@ where
 }
 
 /// Reads one frame; `None` at the end of the connection. `from` is the connection or its reading half.
-pub(crate) async fn receive<S, T>(from: &mut S) -> std::io::Result<Option<T>>
+///
+/// # Errors
+/// The connection's, or when what came is no frame of this kind.
+pub async fn receive<S, T>(from: &mut S) -> std::io::Result<Option<T>>
 where
     S: Stream<Item = std::io::Result<BytesMut>> + Unpin,
     T: DeserializeOwned,

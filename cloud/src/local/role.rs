@@ -9,6 +9,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
@@ -50,6 +51,20 @@ pub(crate) fn send_fds(line: &UnixStream, fds: &[(String, BorrowedFd<'_>)]) -> s
     }
     let sent = sendmsg(line.as_fd(), &[IoSlice::new(&text)], &mut control, SendFlags::NOSIGNAL)?;
     if sent == text.len() { Ok(()) } else { Err(std::io::Error::other("the line to a role took only a part")) }
+}
+
+/// Makes `command` a role that this very thread starts and that dies with it, without a sandbox around it: hands it the
+/// named descriptors, and returns the line to it. For whoever measures a role alone; what runs for people is started by
+/// [`super::sandbox::Sandbox::enter`].
+///
+/// # Errors
+/// When the descriptors cannot be handed over.
+pub fn hand(command: &mut Command, fds: &[(&str, BorrowedFd<'_>)]) -> std::io::Result<UnixStream> {
+    let (line, theirs) = UnixStream::pair()?;
+    let named: Vec<_> = fds.iter().map(|(name, fd)| ((*name).to_owned(), fd.as_fd())).collect();
+    send_fds(&line, &named)?;
+    command.env(HELPER_PID, std::process::id().to_string()).stdin(Stdio::from(OwnedFd::from(theirs)));
+    Ok(line)
 }
 
 /// First thing a role does: to die with the helper that started it, and to take what it was handed.

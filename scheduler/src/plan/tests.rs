@@ -21,7 +21,7 @@ struct World {
 }
 
 fn world(policy: Policy, groups: &[&str]) -> World {
-    let scopes = scopes_of(&policy, &[inventory("us-east-1", groups)]);
+    let scopes = scopes_of(&policy, &ByTeam::of(&[inventory("us-east-1", groups)]));
     World { calendar: calendar(&policy), policy, scopes }
 }
 
@@ -298,7 +298,7 @@ proptest! {
         for (which, minutes, mean) in arrivals {
             present.insert(&names[which]);
             let groups: Vec<_> = present.iter().copied().collect();
-            world.scopes = scopes_of(&world.policy, &[inventory("us-east-1", &groups)]);
+            world.scopes = scopes_of(&world.policy, &ByTeam::of(&[inventory("us-east-1", &groups)]));
             // The odds of the policy that is edited meanwhile hold for who joins, and for nobody else.
             world.rate(mean.max(2), 2);
             let now = plan.made_at.checked_add(Span::new().minutes(minutes)).unwrap();
@@ -308,6 +308,8 @@ proptest! {
             prop_assert_eq!(&joined.entries[..plan.entries.len()], &plan.entries[..]);
             prop_assert_eq!(joined.entries.len(), present.len());
             prop_assert_eq!(&join(&joined, &input), &joined);
+            prop_assert!(is_whole(&joined, &world.policy, &world.scopes));
+            prop_assert_eq!(is_whole(&plan, &world.policy, &world.scopes), plan.entries.len() == joined.entries.len());
             for entry in &joined.entries {
                 prop_assert!(entry.joined_at.is_some());
                 prop_assert!(entry.at.is_none_or(|at| entry.missed == (at < entry.joined_at.unwrap())));

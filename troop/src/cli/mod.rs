@@ -4,6 +4,7 @@
 //! and the files in STATE. Nothing here decides what may be done; the control plane does, and says why.
 
 mod args;
+mod bench;
 mod context;
 mod curl;
 mod demo;
@@ -76,6 +77,8 @@ enum Command {
     Clear(halt::ClearArgs),
     #[command(subcommand)]
     Ledger(ledger::LedgerCommand),
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
 }
 
 /// Run the control plane of real clouds
@@ -128,6 +131,7 @@ fn run(cli: Cli) -> Result<Code, CliError> {
         Command::Resume(args) => context::block_on(halt::resume(&cx, &args)),
         Command::Clear(args) => context::block_on(halt::clear(&cx, &args)),
         Command::Ledger(command) => ledger::run(&cx, command),
+        Command::Bench(command) => bench::run(command),
     }
 }
 

@@ -207,6 +207,7 @@ async fn record_and_act(core: &Arc<Core>, wanted: &Wanted, seen: &Look, intent: 
         core.ended_by_us([strike.victim.clone()]);
     }
     settle(core, &intent, &outcome).await;
+    core.struck.notify_one();
     if outcome.is_done() {
         cancel_entry(core, &intent).await;
     }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
+use tokio::sync::Notify;
 use troop_cloud::World;
 use troop_ledger::{EventId, Ledger, NewEvent};
 use troop_policies::draw::SiteSecret;
@@ -37,6 +38,8 @@ pub struct Core {
     pub started_at: Timestamp,
     pub jump: JumpWatch,
     pub policies: ArcSwap<Policies>,
+    /// Told when a kill was carried out: from then on it is watched closely.
+    pub struck: Notify,
     memories: Mutex<BTreeMap<RegionName, Memory>>,
     /// Ids whose end was ours since the inventory was last good.
     ended: Mutex<BTreeSet<InstanceId>>,
@@ -87,6 +90,7 @@ impl Core {
             started_at: now,
             jump: JumpWatch::new(now, boot_ms),
             policies: ArcSwap::default(),
+            struck: Notify::new(),
             memories: Mutex::default(),
             ended: Mutex::default(),
             in_hand: Mutex::default(),

@@ -16,12 +16,16 @@ use crate::world::chain;
 /// How long a control plane that has just begun looks before it calls a kill not healed.
 const LATE_LOOKS_FOR: SignedDuration = SignedDuration::from_secs(15);
 
-/// Judges every watched kill by one look. Called several times a second while there are any.
-pub async fn tick(core: &Arc<Core>, seen: &Look) {
+/// Judges every watched kill by one look. Called several times a second while there are any. Returns whether there are.
+pub async fn tick(core: &Arc<Core>, seen: &Look) -> bool {
     let watched = match core.ledger.marks(MARK_HEALING).await {
         Ok(marks) => marks,
-        Err(e) => return core.trouble("ledger", Some(chain(&e))),
+        Err(e) => {
+            core.trouble("ledger", Some(chain(&e)));
+            return true;
+        }
     };
+    let any = !watched.is_empty();
     for mark in watched {
         let Ok(kill) = serde_json::from_value::<HealingBody>(mark.body) else {
             core.trouble("healing", Some(format!("the mark of intent {} cannot be read; it stays", mark.key)));
@@ -31,6 +35,7 @@ pub async fn tick(core: &Arc<Core>, seen: &Look) {
             core.trouble("ledger", Some(chain(&e)));
         }
     }
+    any
 }
 
 async fn look_after(core: &Core, kill: &HealingBody, seen: &Look) -> Result<(), LedgerError> {

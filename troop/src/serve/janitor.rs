@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use troop_policies::gates;
-use troop_policies::inventory::Inventory;
+use troop_policies::inventory::{Instances, Inventory};
 use troop_policies::registry_view::Entry;
 use troop_policies::situation::{Reading, Shrunk};
 use troop_policies::step::Step;
@@ -40,16 +40,17 @@ impl Janitor {
             self.orphans.clear();
             return;
         }
-        let inventories: Vec<&Inventory> = seen.inventories().collect();
+        let live = Instances::of(seen.inventories().flat_map(|inventory| inventory.groups.values()));
         let mut orphans = BTreeMap::new();
         for entry in &view.entries {
-            let Some((group, instance)) = ours(entry) else { continue };
-            if inventories.iter().any(|i| i.instance(&instance).is_some()) {
+            // Asked first: of thousands of entries hardly any is an orphan.
+            if live.by_id(named(entry)).is_some() {
                 continue;
             }
+            let Some((group, instance)) = ours(entry) else { continue };
             let looks = self.orphans.get(&entry.id).copied().unwrap_or(0) + 1;
             if looks == LOOKS_BEFORE_CANCEL {
-                if let Some(inventory) = inventories.first() {
+                if let Some(inventory) = seen.inventories().next() {
                     cancel(core, inventory, group, instance).await;
                 }
                 // If the cancellation did not take, the count begins anew.
@@ -61,10 +62,13 @@ impl Janitor {
     }
 }
 
+fn named(entry: &Entry) -> &str {
+    entry.data_center_instance_id.as_deref().or(entry.troop_instance_id.as_deref()).unwrap_or(&entry.id)
+}
+
 /// The group and instance that an entry names, if they are shaped as ours. Foreign entries are left alone.
 fn ours(entry: &Entry) -> Option<(GroupName, InstanceId)> {
-    let named = entry.data_center_instance_id.as_deref().or(entry.troop_instance_id.as_deref()).unwrap_or(&entry.id);
-    let instance = InstanceId::new(named).ok().filter(|id| id.as_str().starts_with("i-"))?;
+    let instance = InstanceId::new(named(entry)).ok().filter(|id| id.as_str().starts_with("i-"))?;
     let group = GroupName::new(entry.group.clone()?).ok()?;
     Some((group, instance))
 }

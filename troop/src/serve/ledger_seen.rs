@@ -159,7 +159,11 @@ fn kill_day(body: &IntentBody, zone: &TimeZone) -> Date {
     }
 }
 
-async fn history(tx: &mut Tx, about: About<'_>) -> Result<ScopeHistory, LedgerError> {
+/// What the planner asks of a scope, which is less than what the gates ask.
+///
+/// # Errors
+/// The ledger's; then everything is spared.
+pub async fn history(tx: &mut Tx, about: About<'_>) -> Result<ScopeHistory, LedgerError> {
     let zone = &about.team.policy.time_zone;
     let filter = IntentFilter {
         kind: Some("terminate".to_owned()),

@@ -5,14 +5,13 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use jiff::civil::Date;
-use serde::Deserialize as _;
-use troop_ledger::LedgerError;
+use troop_ledger::{EventId, LedgerError};
+use troop_policies::TeamName;
 use troop_policies::draw::DayKey;
 use troop_policies::gates::{Purpose, Scope};
-use troop_policies::inventory::Inventory;
 use troop_policies::plan::{DayPlan, PLAN_SCHEMA, PlanEntry, PlanVerdict};
 use troop_policies::spared::Spared;
-use troop_scheduler::plan::{self, PlanInput, ScopeSeen};
+use troop_scheduler::plan::{self, ByTeam, PlanInput, ScopeSeen};
 
 use super::act::{self, Struck, Wanted};
 use super::core::{Core, body, event};
@@ -25,19 +24,57 @@ use crate::world::chain;
 /// What the planner remembers between ticks: nothing that the ledger does not also know.
 #[derive(Debug, Default)]
 pub struct Planner {
+    standing: Standing,
     /// Entries already handed out in this process, so that a spared one is not asked about again each tick.
     fired: BTreeMap<(Date, String), ()>,
     /// Days whose key this process has seen published.
     published: BTreeMap<(Date, String), ()>,
 }
 
+/// The stored plans as they were read, for as long as nobody writes to the ledger: they are asked for several times a
+/// second, and hundreds of entries are read from text each time.
+#[derive(Debug, Default)]
+struct Standing {
+    /// The newest event when they were read. Whoever makes, joins or publishes a plan writes one.
+    newest: Option<EventId>,
+    plans: BTreeMap<(Date, TeamName), Option<Arc<DayPlan>>>,
+}
+
+impl Standing {
+    /// Forgets all of them if anything was written since.
+    async fn refresh(&mut self, core: &Core) -> Result<(), LedgerError> {
+        let newest = core.ledger.newest_id().await?;
+        if newest != self.newest {
+            self.plans.clear();
+            self.newest = newest;
+        }
+        Ok(())
+    }
+
+    async fn plan(&mut self, core: &Core, day: Date, team: &TeamName) -> Result<Option<Arc<DayPlan>>, String> {
+        let key = (day, team.clone());
+        if let Some(plan) = self.plans.get(&key) {
+            return Ok(plan.clone());
+        }
+        let stored = core.ledger.plan(&day.to_string(), team.as_str()).await.map_err(|e| chain(&e))?;
+        let plan = stored.map(|s| serde_json::from_value::<DayPlan>(s.body)).transpose();
+        let plan = plan.map_err(|e| format!("the stored plan of {day} cannot be read: {e}"))?.map(Arc::new);
+        self.plans.insert(key, plan.clone());
+        Ok(plan)
+    }
+}
+
 /// Makes, joins, fires and publishes what is due for every team with a good policy.
 pub async fn tick(core: &Arc<Core>, planner: &mut Planner, seen: &Look) {
     let now = core.calendar_now();
     let policies = core.policies.load_full();
+    if let Err(e) = planner.standing.refresh(core).await {
+        return core.trouble("planner", Some(chain(&e)));
+    }
+    let groups = ByTeam::of(seen.inventories());
     for team in policies.good() {
         for day in team.calendar.planning_days(now) {
-            match plan_of(core, team, day, seen, now).await {
+            match plan_of(core, &mut planner.standing, team, day, (seen, &groups), now).await {
                 Ok(Some(plan)) => {
                     core.trouble("planner", None);
                     fire(core, planner, team, &plan, now);
@@ -56,35 +93,29 @@ pub async fn tick(core: &Arc<Core>, planner: &mut Planner, seen: &Look) {
 /// made of half an inventory would stand for the whole day.
 async fn plan_of(
     core: &Core,
+    standing: &mut Standing,
     team: &TeamPolicy,
     day: Date,
-    seen: &Look,
+    (seen, groups): (&Look, &ByTeam<'_>),
     now: Timestamp,
-) -> Result<Option<DayPlan>, String> {
+) -> Result<Option<Arc<DayPlan>>, String> {
     let secret = core.secret.as_ref().map_err(Clone::clone)?;
-    let (day_text, team_name) = (day.to_string(), team.policy.team.as_str());
-    let stored = core.ledger.plan(&day_text, team_name).await.map_err(|e| chain(&e))?;
-    let inventories: Vec<Inventory> = seen.inventories().cloned().collect();
+    let stored = standing.plan(core, day, &team.policy.team).await?;
     let readable = seen.regions.iter().all(|(_, reading, shrunk)| reading.is_ok() && shrunk.is_none());
-    let stored_plan = stored.as_ref().map(|s| DayPlan::deserialize(&s.body)).transpose();
-    let stored_plan = stored_plan.map_err(|e| format!("the stored plan of {day} cannot be read: {e}"))?;
     if !readable {
-        return Ok(stored_plan);
+        return Ok(stored);
     }
-    let day_key = secret.day_key(day, &team.policy.team);
-    let mut scopes = plan::scopes_of(&team.policy, &inventories);
+    let mut scopes = plan::scopes_of(&team.policy, groups);
     // What stands never changes, so that without a new scope or monkey nothing more of the ledger is asked.
-    let is_whole = |old: &DayPlan, scopes: &[ScopeSeen]| {
-        plan::join(old, &input(core, team, day, &day_key, now, scopes)).entries.len() == old.entries.len()
-    };
-    if let Some(old) = stored_plan.as_ref().filter(|old| is_whole(old, &scopes)) {
-        return Ok(Some(old.clone()));
+    if let Some(old) = stored.as_ref().filter(|old| plan::is_whole(old, &team.policy, &scopes)) {
+        return Ok(Some(Arc::clone(old)));
     }
     remember(core, team, day, &mut scopes).await.map_err(|e| chain(&e))?;
+    let day_key = secret.day_key(day, &team.policy.team);
     let input = input(core, team, day, &day_key, now, &scopes);
-    let Some(old) = stored_plan else {
+    let Some(old) = stored else {
         let plan = plan::plan_day(&input);
-        return store(core, team, &plan).await.map(Some);
+        return store(core, team, &plan).await.map(|stored| Some(Arc::new(stored)));
     };
     let joined = plan::join(&old, &input);
     if joined.entries.len() == old.entries.len() {
@@ -92,10 +123,11 @@ async fn plan_of(
     }
     let fresh: Vec<String> = joined.entries.iter().skip(old.entries.len()).map(|e| e.draw_key.clone()).collect();
     let record = Record::PlanJoined { day, team: team.policy.team.clone(), draw_keys: fresh };
+    let (day_text, team_name) = (day.to_string(), team.policy.team.as_str());
     let replaced =
-        core.ledger.replace_plan_body(&day_text, team_name, &body(&old), &body(&joined), event(&record, None)).await;
+        core.ledger.replace_plan_body(&day_text, team_name, &body(&*old), &body(&joined), event(&record, None)).await;
     match replaced {
-        Ok(()) => Ok(Some(joined)),
+        Ok(()) => Ok(Some(Arc::new(joined))),
         // Another planner joined first; its plan is read at the next tick.
         Err(LedgerError::Conflict { .. }) => Ok(Some(old)),
         Err(e) => Err(chain(&e)),
@@ -148,10 +180,10 @@ async fn remember(core: &Core, team: &TeamPolicy, day: Date, scopes: &mut [Scope
     let mut tx = core.ledger.begin().await?;
     for scope in scopes {
         let about = About { team, draw_key: &scope.draw_key, calendar_now: core.calendar_now(), day };
-        let known = ledger_seen::read(&mut tx, about, std::iter::empty()).await?;
+        let known = ledger_seen::history(&mut tx, about).await?;
         // A kill of this very day came after the plan, or would have: it does not unmake what was drawn.
-        scope.last_kill_day = known.history.last_kill.map(|kill| kill.day);
-        scope.unhealed = known.history.unhealed.map(|mark| mark.why);
+        scope.last_kill_day = known.last_kill.map(|kill| kill.day);
+        scope.unhealed = known.unhealed.map(|mark| mark.why);
     }
     Ok(())
 }
@@ -252,11 +284,12 @@ async fn publish(core: &Core, planner: &mut Planner, team: &TeamPolicy, now: Tim
         if planner.published.contains_key(&memory) {
             continue;
         }
-        let stored = core.ledger.plan(&day.to_string(), team.policy.team.as_str()).await?;
-        if !is_over(team, day, stored.as_ref().map(|s| &s.body), today, now) {
+        // One that cannot be read is told by whoever plans that day; its key stays secret.
+        let Ok(stored) = planner.standing.plan(core, day, &team.policy.team).await else { continue };
+        if !is_over(team, day, stored.as_deref(), today, now) {
             continue;
         }
-        if stored.is_some_and(|s| s.body.get("day_key").is_some_and(serde_json::Value::is_null)) {
+        if stored.is_some_and(|plan| plan.day_key.is_none()) {
             let key = secret.day_key(day, &team.policy.team).to_hex();
             let record = Record::DayKeyPublished { day, team: team.policy.team.clone() };
             let (day, team) = (day.to_string(), team.policy.team.as_str());
@@ -269,9 +302,8 @@ async fn publish(core: &Core, planner: &mut Planner, team: &TeamPolicy, now: Tim
 
 /// Whether the day's last window has closed: by the policy as it is now, and by the plan as it was made, because a file
 /// that is edited during the day must not give away minutes that are still to come.
-fn is_over(team: &TeamPolicy, day: Date, stored: Option<&serde_json::Value>, today: Date, now: Timestamp) -> bool {
-    let plan = stored.and_then(|body| DayPlan::deserialize(body).ok());
-    let planned = plan.iter().flat_map(|p| {
+fn is_over(team: &TeamPolicy, day: Date, stored: Option<&DayPlan>, today: Date, now: Timestamp) -> bool {
+    let planned = stored.iter().flat_map(|p| {
         let shuts = p.windows.iter().map(|w| w.shuts);
         shuts.chain(p.entries.iter().filter_map(|e| e.at))
     });

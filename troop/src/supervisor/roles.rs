@@ -46,7 +46,7 @@ pub(super) const REGISTRY_PORT: u16 = 8761;
 /// The name under which a worker of the balancer is handed its listener.
 pub(super) const LISTENER: &str = "listener";
 /// The name under which the control plane is handed its end of the pair over which connections come.
-pub(super) const CONNECTIONS: &str = "connections";
+pub(crate) const CONNECTIONS: &str = "connections";
 
 /// Two for the API and the ticks, which both wait more than they work; the machine's cores are the instances' too.
 const SERVE_THREADS: usize = 2;
