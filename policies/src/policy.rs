@@ -192,10 +192,11 @@ impl Exception {
     }
 }
 
-/// A kill on a cron line. Parsed and checked now, carried out by the next build.
+/// An act on a cron line, beside the drawn ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Drill {
     pub place: Place,
+    /// Five fields, single spaces, lower case; read in the policy's zone.
     pub cron: String,
     pub monkey: String,
 }

@@ -284,6 +284,15 @@ fn what_a_monkey_needs_is_asked_for_where_it_is_named() {
 }
 
 #[test]
+fn a_bad_cron_line_is_told_with_what_to_write_instead() {
+    let cron = |line: &str| format!("cron   = \"{line}\"");
+    let bad = ["30 10 * * 2", "* 10 * * tue", "0 10 31 feb,apr *", "30 10 * tue", "30 25 * * tue", "5/10 10 * * tue"]
+        .map(cron);
+    let good = cron("30 10 1-7 * tue");
+    insta::assert_snapshot!(bad_policies(&bad.each_ref().map(|bad| (good.as_str(), bad.as_str()))));
+}
+
+#[test]
 fn syntax_errors_are_told_together_and_without_what_follows_from_them() {
     insta::assert_snapshot!(bad_policies(&[
         ("team     = \"shop\"", "team = shop"),
