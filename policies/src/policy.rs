@@ -260,6 +260,8 @@ pub struct Site {
     pub balancer: Option<SocketAddr>,
     /// The base address of the Alertmanager that hold signals mean.
     pub alertmanager: Option<String>,
+    /// Certificates of authorities that hold signals may be signed by, beside those of the machine.
+    pub signals_ca_file: Option<PathBuf>,
     pub hold_while: Vec<String>,
     /// Where teams are told, by name.
     pub channels: BTreeMap<String, Channel>,
@@ -279,6 +281,7 @@ impl Site {
             ledger: None,
             balancer: None,
             alertmanager: None,
+            signals_ca_file: None,
             hold_while: Vec::new(),
             channels: BTreeMap::new(),
         }

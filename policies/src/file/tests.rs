@@ -23,6 +23,8 @@ regions = ["us-east-1", "eu-west-1"]
 [listeners]
 balancer = "127.0.0.1:8080"
 [signals]
+alertmanager = "https://alerts.example.com"
+ca_file = "ca.pem"
 hold_while = ["alertmanager:severity=page"]
 [channels.slack]
 kind = "slack"
@@ -445,6 +447,8 @@ fn reads_every_key_of_the_site_file() {
     assert_eq!(site.registry_lease.as_secs(), 90);
     assert_eq!(site.accounts[0].regions.len(), 2);
     assert_eq!(site.balancer.unwrap().port(), 8080);
+    assert_eq!(site.alertmanager.as_deref(), Some("https://alerts.example.com"));
+    assert_eq!(site.signals_ca_file.as_deref(), Some(std::path::Path::new("ca.pem")));
     assert_eq!(site.channels.len(), 1);
     insta::assert_snapshot!(rendered(&warnings, SITE));
 }

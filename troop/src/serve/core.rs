@@ -68,7 +68,8 @@ pub struct Parts {
 impl Core {
     pub fn new(parts: Parts) -> Arc<Self> {
         let now = clock::real_now();
-        let holds = Holds { dial: parts.dial, alertmanager: parts.site.alertmanager.clone() };
+        let (alertmanager, ca_file) = (parts.site.alertmanager.clone(), parts.site.signals_ca_file.clone());
+        let holds = Holds { dial: parts.dial, alertmanager, ca_file };
         Arc::new(Self {
             holds,
             state: parts.state,
