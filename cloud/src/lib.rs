@@ -56,6 +56,9 @@ pub struct Traffic {
     pub failed: u64,
     /// Of those, requests whose instance Troop was ending at that moment by a recorded kill.
     pub failed_in_flight_to_killed: u64,
+    /// Of `failed`, requests that were then sent to another instance: their clients saw no failure.
+    #[serde(default)]
+    pub retried: u64,
     pub in_flight: u64,
     /// Counts of answers by their time in milliseconds: `buckets[i]` took less than `TRAFFIC_BUCKETS_MS[i]`, the last
     /// one longer. Subtract two readings for a window's.

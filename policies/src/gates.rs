@@ -35,6 +35,8 @@ pub struct Scope {
 pub enum Purpose {
     /// A draw that fell. Bound by min workdays and one a day.
     Drawn,
+    /// A drill's minute, by the name of its entry. Not bound by min workdays and one a day, but each comes once a day.
+    Drill { entry: String },
     /// A person. Not bound by min workdays and one a day; `outside_window` needs a reason and is recorded.
     Demand { outside_window: bool, instance: Option<InstanceId> },
 }
@@ -398,6 +400,11 @@ fn history_gate(seen: &LedgerSeen, chaos: &ChaosPolicy, scope: &Scope, purpose: 
     }
     if *purpose == Purpose::Drawn && seen.history.drawn_today {
         return Err(Spared::DrawnToday);
+    }
+    if let Purpose::Drill { entry } = purpose
+        && seen.history.drilled_today.contains(entry)
+    {
+        return Err(Spared::DrilledToday { entry: entry.clone() });
     }
     let Some(last) = &seen.history.last_kill else { return Ok("never killed".to_owned()) };
     if last.still_healing && !crate::sabotaged!("still_healing") {

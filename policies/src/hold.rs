@@ -8,10 +8,22 @@ use std::fmt;
 /// What a policy or the site file names in `hold_while`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HoldSignal {
-    /// `http://HOST[:PORT]/PATH`: holds unless it answers 2xx.
-    Url { host: String, port: u16, path: String },
+    /// `http://HOST[:PORT]/PATH` or the same by https: holds unless it answers 2xx.
+    Url(Address),
     /// `alertmanager:KEY=VALUE,…`: holds while an alert with all these labels fires, neither silenced nor inhibited.
     Alertmanager { labels: Vec<(String, String)> },
+}
+
+/// Where to ask.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    /// By https: the certificate must be trusted.
+    pub tls: bool,
+    /// A name, an IPv4 address, or an IPv6 address in brackets.
+    pub host: String,
+    pub port: u16,
+    /// With its query.
+    pub path: String,
 }
 
 /// Why a text is no hold signal.
@@ -23,7 +35,7 @@ pub struct BadHold {
     pub hint: &'static str,
 }
 
-const FORMS: &str = "write an address such as \"http://health.example.com:8080/shop\", or alerts such as \
+const FORMS: &str = "write an address such as \"https://health.example.com:8080/shop\", or alerts such as \
                      \"alertmanager:team=shop,severity=page\"";
 
 impl HoldSignal {
@@ -33,13 +45,9 @@ impl HoldSignal {
     /// [`BadHold`] when it has neither form, or an address that this build cannot ask.
     pub fn parse(text: &str) -> Result<Self, BadHold> {
         let bad = |why, hint| Err(BadHold { why, hint });
-        if text.starts_with("https://") {
-            let hint = "put a proxy on this machine in front of it, and name that by http://";
-            return bad("this build asks by http alone", hint);
-        }
-        if text.starts_with("http://") {
-            let Some((host, port, path)) = parse_http(text) else { return bad("it is no address", FORMS) };
-            return Ok(Self::Url { host, port, path });
+        if text.starts_with("http://") || text.starts_with("https://") {
+            return Address::parse(text)
+                .map_or_else(|| bad("it is no address", FORMS), |address| Ok(Self::Url(address)));
         }
         let Some(labels) = text.strip_prefix("alertmanager:") else { return bad("it has an unknown form", FORMS) };
         let labels: Option<Vec<_>> = labels.split(',').map(label).collect();
@@ -47,10 +55,21 @@ impl HoldSignal {
     }
 }
 
-/// Host, port and path with query of an `http://` address. Names and passwords in it are refused: a policy is shown to
-/// anybody.
-pub fn parse_http(text: &str) -> Option<(String, u16, String)> {
-    let rest = text.strip_prefix("http://")?;
+impl Address {
+    /// Reads an `http://` or `https://` address. Names and passwords in it are refused: a policy is shown to anybody.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text.strip_prefix("https://") {
+            Some(rest) => parse(rest, true),
+            None => parse(text.strip_prefix("http://")?, false),
+        }
+    }
+
+    fn standard_port(tls: bool) -> u16 {
+        if tls { 443 } else { 80 }
+    }
+}
+
+fn parse(rest: &str, tls: bool) -> Option<Address> {
     if rest.contains(|c: char| c.is_whitespace() || c.is_control() || c == '#') || !rest.is_ascii() {
         return None;
     }
@@ -62,7 +81,7 @@ pub fn parse_http(text: &str) -> Option<(String, u16, String)> {
     let (host, port) = match authority.rsplit_once(':') {
         // An IPv6 address stands in brackets, with its colons.
         Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok().filter(|p| *p > 0)?),
-        _ => (authority, 80),
+        _ => (authority, Address::standard_port(tls)),
     };
     let name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
     let address = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
@@ -70,7 +89,7 @@ pub fn parse_http(text: &str) -> Option<(String, u16, String)> {
         Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
         None => !host.is_empty() && host.chars().all(name),
     };
-    fits.then(|| (host.to_owned(), port, path))
+    fits.then(|| Address { tls, host: host.to_owned(), port, path })
 }
 
 fn label(text: &str) -> Option<(String, String)> {
@@ -82,11 +101,22 @@ fn label(text: &str) -> Option<(String, String)> {
     (named && plain).then(|| (key.to_owned(), value.to_owned()))
 }
 
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { tls, host, port, path } = self;
+        let scheme = if *tls { "https" } else { "http" };
+        if *port == Self::standard_port(*tls) {
+            write!(f, "{scheme}://{host}{path}")
+        } else {
+            write!(f, "{scheme}://{host}:{port}{path}")
+        }
+    }
+}
+
 impl fmt::Display for HoldSignal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Url { host, port: 80, path } => write!(f, "http://{host}{path}"),
-            Self::Url { host, port, path } => write!(f, "http://{host}:{port}{path}"),
+            Self::Url(address) => address.fmt(f),
             Self::Alertmanager { labels } => {
                 let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
                 write!(f, "alertmanager:{}", labels.join(","))
@@ -106,13 +136,20 @@ mod tests {
             "http://health.example.com/shop",
             "http://127.0.0.1:8080/up?of=shop",
             "http://[::1]:9000/",
+            "https://health.example.com/shop",
+            "https://health.example.com:80/",
+            "http://health.example.com:443/",
         ] {
             assert_eq!(HoldSignal::parse(text).unwrap().to_string(), text);
         }
         assert_eq!(HoldSignal::parse("http://h?x=1").unwrap().to_string(), "http://h/?x=1");
         assert_eq!(
             HoldSignal::parse("http://h").unwrap(),
-            HoldSignal::Url { host: "h".into(), port: 80, path: "/".into() }
+            HoldSignal::Url(Address { tls: false, host: "h".into(), port: 80, path: "/".into() })
+        );
+        assert_eq!(
+            HoldSignal::parse("https://h").unwrap(),
+            HoldSignal::Url(Address { tls: true, host: "h".into(), port: 443, path: "/".into() })
         );
     }
 
@@ -135,13 +172,14 @@ mod tests {
             "http://user:word@h/",
             "http://h/a b",
             "http://h/#x",
-            "https://h/",
+            "https://",
+            "https://user:word@h/",
+            "HTTPS://h/",
             "ftp://h/",
             "http://[::1/",
             "http://é/",
         ] {
             assert!(HoldSignal::parse(text).is_err(), "{text:?} was taken");
         }
-        assert!(HoldSignal::parse("https://h/").unwrap_err().hint.contains("proxy"));
     }
 }

@@ -25,6 +25,8 @@ pub struct Intent {
 pub enum Cause {
     /// A monkey's draw: it fell on `day` for the scope `draw_key`.
     Draw { team: TeamName, draw_key: String, monkey: String, day: Date },
+    /// A drill: the line's minute came. `monkey` is the name of the plan's entry, such as `drill:chaos@10:30`.
+    Drill { team: TeamName, draw_key: String, monkey: String, day: Date },
     /// A person asked for it.
     Demand { team: TeamName, draw_key: String, monkey: String, actor: String, reason: String, outside_window: bool },
     /// A step of a push, or of its rollback.
@@ -37,14 +39,16 @@ impl Cause {
     /// The scope that a kill of this cause counts for.
     pub fn draw_key(&self) -> Option<&str> {
         match self {
-            Self::Draw { draw_key, .. } | Self::Demand { draw_key, .. } => Some(draw_key),
+            Self::Draw { draw_key, .. } | Self::Drill { draw_key, .. } | Self::Demand { draw_key, .. } => {
+                Some(draw_key)
+            }
             Self::Push { .. } | Self::Upkeep { .. } => None,
         }
     }
 
     pub fn team(&self) -> Option<&TeamName> {
         match self {
-            Self::Draw { team, .. } | Self::Demand { team, .. } => Some(team),
+            Self::Draw { team, .. } | Self::Drill { team, .. } | Self::Demand { team, .. } => Some(team),
             Self::Push { .. } | Self::Upkeep { .. } => None,
         }
     }

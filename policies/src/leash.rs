@@ -54,7 +54,7 @@ impl Unleashed {
     pub fn for_step(intent: &Intent, warrant: Warrant<'_>, now: Timestamp) -> Result<Self, NotPermitted> {
         let permitted = Self { step: intent.step.clone(), made_at: now };
         match (&intent.cause, warrant) {
-            (Cause::Draw { .. } | Cause::Demand { .. }, Warrant::Gates(eligible)) => {
+            (Cause::Draw { .. } | Cause::Drill { .. } | Cause::Demand { .. }, Warrant::Gates(eligible)) => {
                 let age_ms = age_ms(eligible.checked_at(), now);
                 if !(0..=UNLEASHED_MAX_AGE_MS).contains(&age_ms) {
                     return Err(NotPermitted::Expired { age_ms });
@@ -69,7 +69,7 @@ impl Unleashed {
             }
             (Cause::Push { .. }, Warrant::Push { halted_before_flip: false }) => Ok(permitted),
             (Cause::Push { .. }, Warrant::Push { halted_before_flip: true }) => Err(NotPermitted::Halted),
-            (Cause::Draw { .. } | Cause::Demand { .. }, Warrant::Push { .. })
+            (Cause::Draw { .. } | Cause::Drill { .. } | Cause::Demand { .. }, Warrant::Push { .. })
             | (Cause::Push { .. } | Cause::Upkeep { .. }, Warrant::Gates(_))
             | (Cause::Upkeep { .. }, Warrant::Push { .. }) => {
                 Err(NotPermitted::Leashed { by: "cause and warrant differ" })

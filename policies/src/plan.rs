@@ -58,7 +58,7 @@ pub struct PlanEntry {
     pub window_minutes: u32,
     /// Index into that union; null where the coin did not fall.
     pub minute: Option<u32>,
-    /// The instant of `minute`.
+    /// The instant of `minute`, or of a drill, which draws none.
     pub at: Option<Timestamp>,
     /// Its minute was past when the plan was made, so it never fires.
     pub missed: bool,

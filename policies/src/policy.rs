@@ -192,10 +192,11 @@ impl Exception {
     }
 }
 
-/// A kill on a cron line. Parsed and checked now, carried out by the next build.
+/// An act on a cron line, beside the drawn ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Drill {
     pub place: Place,
+    /// Five fields, single spaces, lower case; read in the policy's zone.
     pub cron: String,
     pub monkey: String,
 }
@@ -263,6 +264,8 @@ pub struct Site {
     pub balancer: Option<SocketAddr>,
     /// The base address of the Alertmanager that hold signals mean.
     pub alertmanager: Option<String>,
+    /// Certificates of authorities that hold signals may be signed by, beside those of the machine.
+    pub signals_ca_file: Option<PathBuf>,
     pub hold_while: Vec<String>,
     /// Where teams are told, by name.
     pub channels: BTreeMap<String, Channel>,
@@ -282,6 +285,7 @@ impl Site {
             ledger: None,
             balancer: None,
             alertmanager: None,
+            signals_ca_file: None,
             hold_while: Vec::new(),
             channels: BTreeMap::new(),
         }

@@ -1,6 +1,6 @@
 //! Everything the gates ask, read at one moment. A field that could not be read says so, and spares.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use jiff::civil::Date;
@@ -94,6 +94,8 @@ pub struct ScopeHistory {
     pub unhealed: Option<UnhealedMark>,
     /// Whether a drawn act of this scope was already made today.
     pub drawn_today: bool,
+    /// The drills of today whose act was made already, by the names of their entries.
+    pub drilled_today: BTreeSet<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -107,6 +107,8 @@ pub enum Spared {
     TooSoon { workdays: u32, min: u32 },
     #[error("already drawn today: one drawn kill a scope and day")]
     DrawnToday,
+    #[error("`{entry}` was carried out today already")]
+    DrilledToday { entry: String },
     #[error("the last kill, of {what}, has not healed yet")]
     StillHealing { what: String },
     #[error("unhealed since {since}: {why}; `troop clear {draw_key} --reason …` ends this")]
@@ -150,9 +152,11 @@ impl Spared {
             Self::Held { .. } | Self::HoldNotAsked { .. } => Gate::Hold,
             Self::WindowShut { .. } => Gate::Window,
             Self::PushInFlight { .. } | Self::NotServing { .. } => Gate::Push,
-            Self::TooSoon { .. } | Self::DrawnToday | Self::StillHealing { .. } | Self::Unhealed { .. } => {
-                Gate::History
-            }
+            Self::TooSoon { .. }
+            | Self::DrawnToday
+            | Self::DrilledToday { .. }
+            | Self::StillHealing { .. }
+            | Self::Unhealed { .. } => Gate::History,
             Self::DayCap { .. } | Self::UnhealedCap { .. } | Self::ZoneCap { .. } => Gate::Caps,
             Self::NotWhole { .. } | Self::Uneven { .. } | Self::FailedLaunch { .. } => Gate::Group,
             Self::AtFloor { .. } => Gate::Floor,

@@ -8,6 +8,8 @@
 //! clock, no file and no network.
 
 pub mod calendar;
+pub mod cron_line;
+pub mod drills;
 #[cfg(test)]
 mod fixture;
 pub mod forecast;

@@ -5,16 +5,17 @@
 //! changes nobody's luck and the same day planned twice is the same plan. What spares without a draw (no workday, an
 //! exception, too soon) is said in the plan; every other gate is asked at the minute.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use jiff::civil::Date;
 use troop_policies::draw::DayKey;
 use troop_policies::plan::{DayPlan, PLAN_SCHEMA, PlanEntry, PlanVerdict, WindowSpan};
-use troop_policies::policy::{AppPolicy, ChaosPolicy, Policy};
+use troop_policies::policy::{ChaosPolicy, Policy};
 use troop_policies::spared::Spared;
 
 use crate::calendar::{Calendar, instant_of, minutes};
+use crate::drills;
 pub use crate::scopes::{ByTeam, ScopeSeen, scopes_of};
 
 /// The name of the chaos monkey in draws and plans.
@@ -98,17 +99,18 @@ pub fn due(plan: &DayPlan, now: Timestamp) -> Vec<&PlanEntry> {
     let has_come =
         |at: Timestamp| (0..=FIRE_WITHIN_S).contains(&now.as_second().saturating_sub(at.as_second())) && at <= now;
     let due = |entry: &&PlanEntry| {
-        entry.verdict == PlanVerdict::Chosen && !entry.missed && entry.monkey == CHAOS && entry.at.is_some_and(has_come)
+        let is_chaos = drills::drilled(&entry.monkey).unwrap_or(&entry.monkey) == CHAOS;
+        entry.verdict == PlanVerdict::Chosen && !entry.missed && is_chaos && entry.at.is_some_and(has_come)
     };
     plan.entries.iter().filter(due).collect()
 }
 
 /// What is the same for every entry of the day.
-struct Day<'a> {
-    input: &'a PlanInput<'a>,
+pub(crate) struct Day<'a> {
+    pub(crate) input: &'a PlanInput<'a>,
     windows: Vec<WindowSpan>,
     workday: Result<(), String>,
-    joined_at: Option<Timestamp>,
+    pub(crate) joined_at: Option<Timestamp>,
 }
 
 /// Entries by draw key, then chaos, latency, drills. `known` are left out.
@@ -122,6 +124,8 @@ fn entries(input: &PlanInput<'_>, known: &BTreeSet<(&str, &str)>, joined_at: Opt
     let mut scopes: Vec<_> = input.scopes.iter().collect();
     scopes.sort_by(|a, b| a.draw_key.cmp(&b.draw_key));
     let mut entries = Vec::new();
+    // Once an app, however many scopes it has.
+    let mut drilled = BTreeMap::new();
     for scope in scopes {
         let Some(app) = input.policy.apps.get(&scope.app) else { continue };
         let is_new = |monkey: &str| !known.contains(&(scope.draw_key.as_str(), monkey));
@@ -132,21 +136,10 @@ fn entries(input: &PlanInput<'_>, known: &BTreeSet<(&str, &str)>, joined_at: Opt
             let why = Spared::NotBuilt { monkey: LATENCY.to_owned() }.to_string();
             entries.push(PlanEntry { leashed: latency.leashed, ..spared(&day, scope, LATENCY, why) });
         }
-        let drilled: BTreeSet<&str> = app.drills.iter().map(|drill| drill.monkey.as_str()).collect();
-        for monkey in drilled {
-            let name = format!("{DRILL_PREFIX}{monkey}");
-            if is_new(&name) {
-                entries.push(spared(&day, scope, &name, drills_text(app, monkey)));
-            }
-        }
+        let runs = drilled.entry(&scope.app).or_insert_with(|| drills::of_day(app, &input.policy.time_zone, input.day));
+        entries.extend(drills::entries(&day, scope, app, runs, is_new));
     }
     entries
-}
-
-fn drills_text(app: &AppPolicy, monkey: &str) -> String {
-    let lines = app.drills.iter().filter(|drill| drill.monkey == monkey);
-    let lines: Vec<_> = lines.map(|drill| format!("`{}` at {}", drill.cron, drill.place)).collect();
-    format!("drills are not part of this build: {}", lines.join(", "))
 }
 
 fn chaos_entry(day: &Day<'_>, scope: &ScopeSeen, chaos: &ChaosPolicy) -> PlanEntry {
@@ -208,7 +201,7 @@ fn spared_without_draw(day: &Day<'_>, scope: &ScopeSeen, chaos: &ChaosPolicy) ->
         .then(|| format!("too soon: last kill {since} {workdays} ago, {min} is the minimum"))
 }
 
-fn spared(day: &Day<'_>, scope: &ScopeSeen, monkey: &str, why: String) -> PlanEntry {
+pub(crate) fn spared(day: &Day<'_>, scope: &ScopeSeen, monkey: &str, why: String) -> PlanEntry {
     PlanEntry {
         day: day.input.day,
         team: day.input.policy.team.clone(),
@@ -229,11 +222,11 @@ fn spared(day: &Day<'_>, scope: &ScopeSeen, monkey: &str, why: String) -> PlanEn
     }
 }
 
-fn with_leash(why: String, leashed: bool) -> String {
+pub(crate) fn with_leash(why: String, leashed: bool) -> String {
     if leashed { format!("{why}; leashed: it would only be noted") } else { why }
 }
 
-fn clock(day: &Day<'_>, at: Timestamp) -> String {
+pub(crate) fn clock(day: &Day<'_>, at: Timestamp) -> String {
     at.to_zoned_datetime(day.input.policy.time_zone.clone()).strftime("%H:%M").to_string()
 }
 

@@ -192,6 +192,7 @@ fn the_documents_vectors_are_what_is_drawn() {
         format!("`{}`", ids[index])
     };
     row("MONKEY `chaos/victim`, `below(3)` of `i-0a11`, `i-0b7e`, `i-0c03`", &victim("chaos/victim"));
+    row("MONKEY `drill:chaos@10:30/victim`, the same three", &victim("drill:chaos@10:30/victim"));
     let demand = docs.split("MONKEY `chaos/demand/").nth(1).unwrap().split('`').next().unwrap();
     row(&format!("MONKEY `chaos/demand/{demand}`, the same three"), &victim(&format!("chaos/demand/{demand}")));
 

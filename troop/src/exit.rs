@@ -131,7 +131,13 @@ impl From<StateError> for CliError {
 
 impl From<SiteError> for CliError {
     fn from(error: SiteError) -> Self {
-        Self::of(Code::Input, &error)
+        let hint = match &error {
+            SiteError::Io { .. } | SiteError::Bad { .. } => None,
+            SiteError::CaFile { .. } => {
+                Some("write an authority's certificate into it as PEM, or leave it out".to_owned())
+            }
+        };
+        Self { hint, ..Self::of(Code::Input, &error) }
     }
 }
 

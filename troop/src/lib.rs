@@ -19,6 +19,7 @@ pub mod serve;
 pub mod site;
 pub mod state;
 pub mod supervisor;
+pub mod tls;
 pub mod ui;
 pub mod views;
 pub mod world;

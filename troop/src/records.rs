@@ -55,7 +55,7 @@ pub enum Record {
         after_seconds: f64,
         why: String,
     },
-    /// A drawn entry, or a kill on demand, that a gate spared at the act.
+    /// An entry of the plan, drawn or a drill's, or a kill on demand, that a gate spared at the act.
     SparedAtAct {
         team: TeamName,
         draw_key: String,

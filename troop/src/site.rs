@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use troop_policies::file::{self, Diagnostic};
 use troop_policies::policy::Site;
 
+use crate::tls::{self, TlsError};
+
 /// Why nothing may start on a site file.
 #[derive(Debug, thiserror::Error)]
 pub enum SiteError {
@@ -19,6 +21,12 @@ pub enum SiteError {
     /// The mistakes as a person is shown them, each with its line of the file.
     #[error("the site file `{}` has mistakes:\n{text}", path.display())]
     Bad { path: PathBuf, text: String },
+    #[error("the `ca_file` of the site file `{}` cannot be used", path.display())]
+    CaFile {
+        path: PathBuf,
+        #[source]
+        source: TlsError,
+    },
 }
 
 /// A site with its paths made absolute, and what its file warns of.
@@ -51,6 +59,10 @@ pub fn read(path: Option<&Path>) -> Result<Read, SiteError> {
     let folder = absolute.parent().unwrap_or(Path::new("/"));
     site.policies = folder.join(&site.policies);
     site.state = site.state.map(|state| folder.join(state));
+    site.signals_ca_file = site.signals_ca_file.map(|ca_file| folder.join(ca_file));
+    if let Some(ca_file) = &site.signals_ca_file {
+        tls::read_ca_file(ca_file).map_err(|source| SiteError::CaFile { path: path.to_owned(), source })?;
+    }
     site.ledger = site.ledger.map(|ledger| folder.join(ledger));
     Ok(Read { site, warnings: shown(&warnings) })
 }
@@ -73,6 +85,16 @@ mod tests {
         let read = read(Some(&path)).unwrap();
         assert!(read.site.leashed);
         assert_eq!(read.site.policies, folder.path().join("teams"));
+    }
+
+    #[test]
+    fn a_ca_file_is_read_when_the_site_file_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("troop.toml");
+        fs::write(&path, "site = \"acme\"\n[signals]\nca_file = \"ca.pem\"\n").unwrap();
+        assert!(matches!(read(Some(&path)).unwrap_err(), SiteError::CaFile { .. }));
+        fs::write(folder.path().join("ca.pem"), crate::tls::tests::Authority::new().pem()).unwrap();
+        assert_eq!(read(Some(&path)).unwrap().site.signals_ca_file, Some(folder.path().join("ca.pem")));
     }
 
     #[test]

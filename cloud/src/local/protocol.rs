@@ -105,6 +105,9 @@ pub struct Routes {
     pub checks: Vec<Check>,
     /// Instances that Troop is ending by a recorded kill; requests in flight to them that fail are counted apart.
     pub being_killed: Vec<InstanceId>,
+    /// Instances of disabled groups whose drain is over: tunnels to them are cut.
+    #[serde(default)]
+    pub drained: Vec<InstanceId>,
 }
 
 /// An instance in rotation.

@@ -8,6 +8,7 @@
 
 mod app;
 mod conflicts;
+mod cron;
 mod diagnostic;
 mod monkeys;
 mod policy;

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use toml::de::DeTable;
 
+use super::cron::cron;
 use super::diagnostic::{Findings, shown};
 use super::policy::{bounded, read};
 use super::raw::{RawAbortWhen, RawChaos, RawDrill, RawKill, RawLatency};
-use super::scalar::{DurationText, OneOrRange, PercentText, Sp, cron, percent};
+use super::scalar::{DurationText, OneOrRange, PercentText, Sp, percent};
 use crate::names::AppName;
 use crate::policy::{AbortWhen, ChaosPolicy, Drill, KillStyle, LatencyPolicy, Rate};
 
@@ -79,8 +80,6 @@ pub(crate) fn latency(raw: &Sp<RawLatency>, leashed: bool, out: &mut Findings<'_
 /// A drill says when, not how: the monkey's own table must stand beside it, with its leash.
 pub(crate) fn drill(raw: &Sp<RawDrill>, app: &AppName, keys: &DeTable<'_>, out: &mut Findings<'_>) -> Option<Drill> {
     let fields = raw.get();
-    let message = "this build carries out no drills yet: it is only checked";
-    out.warning(raw.span(), message, Some("`troop kill CLUSTER --reason …` acts on demand".to_owned()));
     let monkey = fields.monkey.as_ref().map(|m| m.get().name());
     if let (Some(monkey), Some(text)) = (monkey, &fields.monkey)
         && !keys.contains_key(monkey)

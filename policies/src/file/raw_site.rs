@@ -102,9 +102,12 @@ pub(crate) struct RawListeners {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RawSignals {
-    /// The base address of the site's Alertmanager, such as `http://127.0.0.1:9093`.
+    /// The base address of the site's Alertmanager, such as `https://alerts.example.com`.
     pub alertmanager: Option<Sp<String>>,
-    /// Signals that hold everything while they fire or cannot be asked: `http://HOST/PATH` or `alertmanager:KEY=VALUE,…`.
+    /// A PEM file of certificates of authorities that are trusted for https beside this machine's own, relative to this file.
+    #[schemars(length(min = 1))]
+    pub ca_file: Option<Sp<String>>,
+    /// Signals that hold everything while they fire or cannot be asked: `https://HOST/PATH` or `alertmanager:KEY=VALUE,…`.
     #[serde(default)]
     #[schemars(length(max = 20), extend("uniqueItems" = true))]
     pub hold_while: Vec<Sp<String>>,

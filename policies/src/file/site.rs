@@ -12,7 +12,7 @@ use super::diagnostic::{Findings, shown};
 use super::policy::{bounded, named};
 use super::raw_site::{RawAccount, RawChannelKind, RawSite};
 use super::scalar::Sp;
-use crate::hold::parse_http;
+use crate::hold::Address;
 use crate::ids::{AccountName, BadId, RegionName, TeamName};
 use crate::policy::{Account, Channel, ChannelKind, EMBEDDED_LEASE, Site, SiteCaps};
 
@@ -67,6 +67,7 @@ pub(crate) fn site(raw: &RawSite, written: &DeTable<'_>, out: &mut Findings<'_>)
         ledger: raw.ledger.as_ref().and_then(|l| path(&l.get().file)),
         balancer,
         alertmanager,
+        signals_ca_file: raw.signals.as_ref().and_then(|s| path(&s.get().ca_file)),
         hold_while: signals.iter().map(|h| h.get().clone()).collect(),
         channels,
     })
@@ -77,12 +78,12 @@ fn plain(kind: &'static str, text: String) -> Result<String, BadId> {
     TeamName::new(text).map(String::from).map_err(|bad| BadId { kind, ..bad })
 }
 
-/// An address to ask by http.
+/// An address to ask.
 fn address(text: &Sp<String>, out: &mut Findings<'_>) -> Option<String> {
-    if parse_http(text.get()).is_some() {
+    if Address::parse(text.get()).is_some() {
         return Some(text.get().clone());
     }
-    let hint = "for example alertmanager = \"http://127.0.0.1:9093\"; this build asks by http alone".to_owned();
+    let hint = "for example alertmanager = \"https://alerts.example.com\"".to_owned();
     out.error(text.span(), format!("`{}` is no address", shown(text.get())), Some(hint));
     None
 }

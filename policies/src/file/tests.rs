@@ -23,6 +23,8 @@ regions = ["us-east-1", "eu-west-1"]
 [listeners]
 balancer = "127.0.0.1:8080"
 [signals]
+alertmanager = "https://alerts.example.com"
+ca_file = "ca.pem"
 hold_while = ["alertmanager:severity=page"]
 [channels.slack]
 kind = "slack"
@@ -284,6 +286,15 @@ fn what_a_monkey_needs_is_asked_for_where_it_is_named() {
 }
 
 #[test]
+fn a_bad_cron_line_is_told_with_what_to_write_instead() {
+    let cron = |line: &str| format!("cron   = \"{line}\"");
+    let bad = ["30 10 * * 2", "* 10 * * tue", "0 10 31 feb,apr *", "30 10 * tue", "30 25 * * tue", "5/10 10 * * tue"]
+        .map(cron);
+    let good = cron("30 10 1-7 * tue");
+    insta::assert_snapshot!(bad_policies(&bad.each_ref().map(|bad| (good.as_str(), bad.as_str()))));
+}
+
+#[test]
 fn syntax_errors_are_told_together_and_without_what_follows_from_them() {
     insta::assert_snapshot!(bad_policies(&[
         ("team     = \"shop\"", "team = shop"),
@@ -436,6 +447,8 @@ fn reads_every_key_of_the_site_file() {
     assert_eq!(site.registry_lease.as_secs(), 90);
     assert_eq!(site.accounts[0].regions.len(), 2);
     assert_eq!(site.balancer.unwrap().port(), 8080);
+    assert_eq!(site.alertmanager.as_deref(), Some("https://alerts.example.com"));
+    assert_eq!(site.signals_ca_file.as_deref(), Some(std::path::Path::new("ca.pem")));
     assert_eq!(site.channels.len(), 1);
     insta::assert_snapshot!(rendered(&warnings, SITE));
 }

@@ -147,8 +147,7 @@ fn a_team_without_a_scope_has_an_empty_plan() {
 
 #[test]
 fn what_this_build_cannot_do_is_spared_with_that_reason() {
-    let app = "[apps.checkout.latency]\nmean_workdays = 10\nmin_workdays = 3\ndelay = \"50ms\"\nlasts = \"5m\"\nto = [\"app:payments\"]\n
-[[apps.checkout.drills]]\ncron = \"30 10 1-7 * tue\"\nmonkey = \"chaos\"\n";
+    let app = "[apps.checkout.latency]\nmean_workdays = 10\nmin_workdays = 3\ndelay = \"50ms\"\nlasts = \"5m\"\nto = [\"app:payments\"]\n";
     let world = world(policy(app), &["checkout-web-v001"]);
     let plan = world.early(date(2027, 3, 15));
     let latency = entry(&plan, WEB, LATENCY);
@@ -156,9 +155,7 @@ fn what_this_build_cannot_do_is_spared_with_that_reason() {
         (latency.why.as_str(), latency.unit, latency.leashed),
         ("latency is not part of this build", None, true)
     );
-    let drill = entry(&plan, WEB, "drill:chaos");
-    assert_eq!(drill.why, "drills are not part of this build: `30 10 1-7 * tue` at shop.toml:18");
-    assert_eq!(plan.entries.len(), 3);
+    assert_eq!(plan.entries.len(), 2);
 }
 
 #[test]

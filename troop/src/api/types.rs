@@ -173,6 +173,9 @@ pub struct ExplainView {
     pub verdict: String,
     /// Today's entry, where the plan has one.
     pub today: Option<troop_policies::plan::PlanEntry>,
+    /// The entries of today's drills.
+    #[serde(default)]
+    pub drills: Vec<troop_policies::plan::PlanEntry>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -20,7 +20,7 @@ use crate::views::{self, history::HistoryRow};
 /// Lines of a scope's past shown while nothing runs.
 const PAST_LINES: usize = 10;
 
-/// Show every gate of a scope, and today's draw
+/// Show every gate of a scope, today's draw and today's drills
 ///
 /// The same gates are asked again at the act. With --date, or while
 /// nothing runs, what the ledger keeps: the plan's entry, and what came of it.
@@ -160,6 +160,7 @@ async fn stored_view(state: &StateDir, ledger: &Ledger, entry: &PlanEntry) -> Re
         eligible: Vec::new(),
         verdict: "the other gates cannot be asked: nothing happens while the control plane does not run".to_owned(),
         today: Some(entry.clone()),
+        drills: Vec::new(),
     })
 }
 

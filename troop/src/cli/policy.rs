@@ -3,20 +3,25 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
+use jiff::Timestamp;
 use serde::Serialize;
 use troop_cloud::Cloud as _;
 use troop_cloud::local::client::LocalCloud;
 use troop_policies::inventory::Inventory;
 use troop_policies::policy::{AppPolicy, Policy};
 use troop_policies::{TeamName, file};
+use troop_scheduler::drills;
 
 use super::args::Output;
 use super::context::{self, Context};
 use super::policy_files::{self, PolicyFile};
 use crate::exit::{CliError, Code};
 use crate::state::StateDir;
-use crate::views::policy::{self, AppRow};
-use crate::{site, ui};
+use crate::views::policy::{self, AppRow, DrillRow, DrillRun};
+use crate::{clock, site, ui};
+
+/// Runs of each drill that are told: enough to see a month's first Tuesday, or a change of the clocks, come by.
+const RUNS_TOLD: usize = 5;
 
 /// The name of the site file, which is checked as one wherever it is named.
 const SITE_FILE: &str = "troop.toml";
@@ -35,7 +40,7 @@ enum Against {
     Local,
 }
 
-/// Check policy files: every mistake with its line, and what they opt in
+/// Check policy files: every mistake with its line, what they opt in, and when their drills run next
 ///
 /// Without --against only the text is read, and no network. A file named troop.toml is checked as the site file. Exit 1
 /// when a file does not count: its whole team is then spared, and no other team is affected.
@@ -65,6 +70,7 @@ struct Report<'a> {
     schema: u32,
     files: Vec<FileReport<'a>>,
     apps: &'a [AppRow],
+    drills: &'a [DrillRow],
 }
 
 #[derive(Debug, Serialize)]
@@ -127,14 +133,18 @@ fn check(cx: &Context, args: &CheckArgs) -> Result<Code, CliError> {
     };
     let refused = refuse(&mut files);
     let rows = rows(&files, inventories.as_deref());
+    let drills = drill_rows(&files, clock::real_now());
     let bad = policy_files::tell(&files);
     if args.output.is_json() {
         let reports = files.iter().map(report).collect();
-        ui::json(&Report { schema: 1, files: reports, apps: &rows });
+        ui::json(&Report { schema: 1, files: reports, apps: &rows, drills: &drills });
     } else if rows.is_empty() && bad == 0 {
         ui::note("no app stands in these policies: nothing is opted in");
     } else if !rows.is_empty() {
         ui::line(&policy::text(&rows));
+        if !drills.is_empty() {
+            ui::line(&policy::drills(&drills));
+        }
     }
     refused.iter().for_each(|why| ui::note(&format!("error: {why}")));
     if bad > 0 {
@@ -188,6 +198,29 @@ fn rows(files: &[PolicyFile], inventories: Option<&[Inventory]>) -> Vec<AppRow> 
     let policies = files.iter().filter_map(|f| f.result.as_ref().ok().map(|(policy, _)| (f, policy)));
     let apps = policies.flat_map(|(f, policy)| policy.apps.values().map(move |app| (f, policy, app)));
     apps.map(|(f, policy, app)| row(f, policy, app, inventories)).collect()
+}
+
+fn drill_rows(files: &[PolicyFile], now: Timestamp) -> Vec<DrillRow> {
+    let good = files.iter().filter_map(|f| f.result.as_ref().ok());
+    good.flat_map(|(policy, calendar)| {
+        drills::upcoming(policy, calendar, now, RUNS_TOLD).into_iter().map(move |upcoming| {
+            let (runs, problem) = match upcoming.runs {
+                Ok(runs) => (runs, None),
+                Err(bad) => (Vec::new(), Some(bad.to_string())),
+            };
+            DrillRow {
+                app: upcoming.app.to_string(),
+                team: policy.team.to_string(),
+                place: upcoming.drill.place.to_string(),
+                monkey: upcoming.drill.monkey.clone(),
+                cron: upcoming.drill.cron.clone(),
+                time_zone: policy.time_zone_name.clone(),
+                next: runs.into_iter().map(|run| DrillRun::new(run.at, &policy.time_zone, run.shut)).collect(),
+                problem,
+            }
+        })
+    })
+    .collect()
 }
 
 fn row(file: &PolicyFile, policy: &Policy, app: &AppPolicy, inventories: Option<&[Inventory]>) -> AppRow {
@@ -311,6 +344,17 @@ mod tests {
         let rows = rows(&files, Some(&[]));
         assert_eq!((rows[0].groups, rows[0].instances), (Some(0), Some(0)));
         assert!(rows[0].warnings[0].starts_with("matches nothing"), "{rows:?}");
+    }
+
+    #[test]
+    fn the_next_runs_of_drills_are_told_for_each_file() {
+        let drill = "[[apps.search.drills]]\ncron = \"30 10 1-7 * tue\"\nmonkey = \"chaos\"\n";
+        let (_dir, files) =
+            files(&[("a.toml", format!("{}{drill}", policy("one", "search"))), ("b.toml", policy("two", "blog"))]);
+        let rows = drill_rows(&files, "2026-11-24T12:00:00Z".parse().unwrap());
+        let [row] = &rows[..] else { panic!("{rows:?}") };
+        assert_eq!((row.app.as_str(), row.next.len(), &row.problem), ("search", RUNS_TOLD, &None));
+        assert!(row.next[0].local.starts_with("Tue 2026-12-01 10:30 "), "{row:?}");
     }
 
     #[test]

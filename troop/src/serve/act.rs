@@ -131,8 +131,9 @@ pub async fn strike(core: &Arc<Core>, wanted: Wanted) -> Struck {
         Ok(id) => id,
         Err(why) => return Struck::CouldNot { why },
     };
-    let label = match wanted.purpose {
+    let label = match &wanted.purpose {
         Purpose::Drawn => chaos::VICTIM_LABEL.to_owned(),
+        Purpose::Drill { entry } => drill_label(entry),
         Purpose::Demand { .. } => format!("{}/demand/{id}", chaos::MONKEY),
     };
     let day_key = secret.day_key(wanted.day, &wanted.team.policy.team);
@@ -158,11 +159,17 @@ pub async fn strike(core: &Arc<Core>, wanted: Wanted) -> Struck {
     answered.await.unwrap_or_else(|_| Struck::CouldNot { why: "the act's task ended".to_owned() })
 }
 
+/// The stream from which a drill's victim is drawn: one of its own, by its entry's name.
+pub(super) fn drill_label(entry: &str) -> String {
+    format!("{entry}/victim")
+}
+
 fn intent_of(core: &Core, wanted: &Wanted, strike: &Strike, id: IntentId, now: Timestamp) -> Result<Intent, String> {
     let (team, draw_key) = (wanted.team.policy.team.clone(), wanted.scope.draw_key.clone());
     let monkey = chaos::MONKEY.to_owned();
     let cause = match (&wanted.purpose, &wanted.demand) {
         (Purpose::Drawn, None) => Cause::Draw { team, draw_key, monkey, day: wanted.day },
+        (Purpose::Drill { entry }, None) => Cause::Drill { team, draw_key, monkey: entry.clone(), day: wanted.day },
         (Purpose::Demand { outside_window, .. }, Some((actor, reason))) => Cause::Demand {
             team,
             draw_key,
@@ -171,8 +178,8 @@ fn intent_of(core: &Core, wanted: &Wanted, strike: &Strike, id: IntentId, now: T
             reason: reason.clone(),
             outside_window: *outside_window,
         },
-        (Purpose::Drawn, Some(_)) | (Purpose::Demand { .. }, None) => {
-            return Err("a demand needs an actor and a reason, and a draw has none".to_owned());
+        (Purpose::Drawn | Purpose::Drill { .. }, Some(_)) | (Purpose::Demand { .. }, None) => {
+            return Err("a demand needs an actor and a reason, and nothing else has them".to_owned());
         }
     };
     Ok(Intent {

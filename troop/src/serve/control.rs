@@ -10,6 +10,7 @@ use troop_policies::plan::DayPlan;
 use troop_policies::registry_view::Status;
 use troop_policies::step::Step;
 use troop_policies::{ClusterName, InstanceId};
+use troop_scheduler::drills;
 
 use super::act::{self, Struck, Wanted};
 use super::core::Core;
@@ -204,12 +205,10 @@ impl ControlPlane for Control {
                 Some(id) => Purpose::Demand { outside_window: false, instance: Some(id.clone()) },
             };
             let (_, verdict) = act::ask(&self.0, &self.wanted(&found, purpose, None)).await;
-            let plan = self.todays_plan(&found.team).await;
-            let entry = |p: DayPlan| {
-                p.entries
-                    .into_iter()
-                    .find(|e| e.draw_key == found.scope.draw_key && e.monkey == troop_monkeys::chaos::MONKEY)
-            };
+            let mut entries = self.todays_plan(&found.team).await.map(|plan| plan.entries).unwrap_or_default();
+            entries.retain(|e| e.draw_key == found.scope.draw_key);
+            let (drills, drawn): (Vec<_>, Vec<_>) =
+                entries.into_iter().partition(|e| drills::drilled(&e.monkey).is_some());
             views.push(ExplainView {
                 schema: SCHEMA,
                 draw_key: found.scope.draw_key.clone(),
@@ -223,7 +222,8 @@ impl ControlPlane for Control {
                     }
                     Err(spared) => format!("spared ({}): {spared}", spared.gate().name()),
                 },
-                today: plan.and_then(entry),
+                today: drawn.into_iter().find(|e| e.monkey == troop_monkeys::chaos::MONKEY),
+                drills,
             });
         }
         Ok(views)

@@ -70,7 +70,8 @@ pub struct Parts {
 impl Core {
     /// A control plane in this process. `dial` is how hold signals are reached.
     pub fn new(parts: Parts, dial: Dial) -> Arc<Self> {
-        let holds = Holds { dial, alertmanager: parts.site.alertmanager.clone() };
+        let (alertmanager, ca_file) = (parts.site.alertmanager.clone(), parts.site.signals_ca_file.clone());
+        let holds = Holds { dial, alertmanager, ca_file };
         let host = Arc::new(Process { halt_file: parts.state.halt_file(), holds });
         Self::on(host, parts)
     }

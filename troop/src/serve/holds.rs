@@ -2,17 +2,20 @@
 //! is an error, and an error spares.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
 use http_body_util::Full;
 use serde::Deserialize;
-use troop_policies::hold::{HoldSignal, parse_http};
+use tokio::sync::OnceCell;
+use troop_policies::hold::{Address, HoldSignal};
 use troop_policies::situation::{HoldsSeen, Reading};
 
 use crate::client::exchange;
 use crate::outside::Dial;
+use crate::tls::Trust;
 use crate::world::chain;
 
 /// How long one signal may take to answer. The act waits for it.
@@ -28,13 +31,19 @@ pub struct Holds {
     pub dial: Dial,
     /// The base address of the site's Alertmanager.
     pub alertmanager: Option<String>,
+    /// Certificates of authorities that are trusted beside those of the machine.
+    pub ca_file: Option<PathBuf>,
 }
+
+/// Whom to trust, read when the first signal wants to know, once for all that are asked together.
+type Trusted = OnceCell<Reading<Trust>>;
 
 impl Holds {
     /// Asks all of them at once. One that says nothing within three seconds cannot be asked.
     pub async fn ask(&self, signals: impl Iterator<Item = &str>) -> HoldsSeen {
+        let trusted = &Trusted::new();
         let asked = signals.map(|signal| async move {
-            let answer = tokio::time::timeout(ANSWERS_WITHIN, self.one(signal)).await;
+            let answer = tokio::time::timeout(ANSWERS_WITHIN, self.one(signal, trusted)).await;
             let late = || Err(format!("no answer within {} s", ANSWERS_WITHIN.as_secs()));
             (signal.to_owned(), answer.unwrap_or_else(|_| late()))
         });
@@ -42,18 +51,18 @@ impl Holds {
     }
 
     /// What fires, or `None` where it is quiet.
-    async fn one(&self, signal: &str) -> Reading<Option<String>> {
+    async fn one(&self, signal: &str, trusted: &Trusted) -> Reading<Option<String>> {
         match HoldSignal::parse(signal).map_err(|e| e.to_string())? {
-            HoldSignal::Url { host, port, path } => {
-                let (status, _) = self.get(&host, port, &path).await?;
+            HoldSignal::Url(address) => {
+                let (status, _) = self.get(&address, trusted).await?;
                 Ok((!status.is_success()).then(|| format!("it answered {}", status.as_u16())))
             }
             HoldSignal::Alertmanager { labels } => {
                 let base = self.alertmanager.as_deref();
                 let base = base.ok_or("the site file names no `alertmanager` under [signals]")?;
-                let (host, port, path) = parse_http(base).ok_or("the site's `alertmanager` is no address")?;
-                let path = format!("{}/api/v2/alerts?{}", path.trim_end_matches('/'), query(&labels));
-                let (status, body) = self.get(&host, port, &path).await?;
+                let base = Address::parse(base).ok_or("the site's `alertmanager` is no address")?;
+                let path = format!("{}/api/v2/alerts?{}", base.path.trim_end_matches('/'), query(&labels));
+                let (status, body) = self.get(&Address { path, ..base }, trusted).await?;
                 if status != StatusCode::OK {
                     return Err(format!("Alertmanager answered {}", status.as_u16()));
                 }
@@ -64,8 +73,9 @@ impl Holds {
         }
     }
 
-    async fn get(&self, host: &str, port: u16, path: &str) -> Reading<(StatusCode, Bytes)> {
-        let stream = self.dial.connect(host, port).await.map_err(|e| format!("{host}:{port}: {e}"))?;
+    async fn get(&self, address: &Address, trusted: &Trusted) -> Reading<(StatusCode, Bytes)> {
+        let Address { tls, host, port, path } = address;
+        let unanswered = |why: String| format!("{host}:{port}: {why}");
         let request = Request::builder()
             .uri(path)
             .header(header::HOST, format!("{host}:{port}"))
@@ -73,7 +83,21 @@ impl Holds {
             .header(header::CONNECTION, "close")
             .body(Full::new(Bytes::new()))
             .map_err(|e| e.to_string())?;
+        if !tls {
+            let stream = self.dial.connect(host, *port).await.map_err(|e| unanswered(e.to_string()))?;
+            return exchange(stream, request, ANSWER_BYTES_MAX).await.map_err(|e| chain(&e));
+        }
+        let trust = trusted.get_or_init(|| self.trust()).await.as_ref().map_err(Clone::clone)?;
+        let stream = self.dial.connect(host, *port).await.map_err(|e| unanswered(e.to_string()))?;
+        let stream = trust.connect(stream, host).await.map_err(|e| unanswered(chain(&e)))?;
         exchange(stream, request, ANSWER_BYTES_MAX).await.map_err(|e| chain(&e))
+    }
+
+    async fn trust(&self) -> Reading<Trust> {
+        let ca_file = self.ca_file.clone();
+        // The machine's store is some hundred files or one of 200 kB.
+        let read = tokio::task::spawn_blocking(move || Trust::read(ca_file.as_deref())).await;
+        read.map_err(|e| e.to_string())?.map_err(|e| chain(&e))
     }
 }
 
@@ -124,7 +148,7 @@ mod tests {
     }
 
     fn direct(alertmanager: Option<String>) -> Holds {
-        Holds { dial: Dial::Direct, alertmanager }
+        Holds { dial: Dial::Direct, alertmanager, ca_file: None }
     }
 
     #[tokio::test]
@@ -158,6 +182,68 @@ mod tests {
         assert_eq!(ask(&holds, "alertmanager:team=shop").await, Ok(Some("CartsDown".to_owned())));
         assert_eq!(ask(&holds, "alertmanager:team=blog,severity=page").await, Ok(None));
         assert!(ask(&direct(None), "alertmanager:team=shop").await.unwrap_err().contains("[signals]"));
+    }
+
+    /// Answers every request with 200 and no alerts, by https.
+    async fn serve_tls(acceptor: tokio_rustls::TlsAcceptor) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let acceptor = acceptor.clone();
+                tokio::spawn(async move {
+                    // A client that does not trust us leaves in the middle.
+                    let Ok(stream) = acceptor.accept(stream).await else { return };
+                    let quiet = hyper::service::service_fn(async |_| {
+                        Ok::<_, std::convert::Infallible>(http::Response::new(Full::new(Bytes::from_static(b"[]"))))
+                    });
+                    let io = hyper_util::rt::TokioIo::new(stream);
+                    let served = hyper::server::conn::http1::Builder::new().serve_connection(io, quiet).await;
+                    drop(served);
+                });
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn https_is_quiet_only_with_a_trusted_certificate() {
+        let dir = tempfile::tempdir().unwrap();
+        let ca_file = dir.path().join("ca.pem");
+        let (authority, other) = (crate::tls::tests::Authority::new(), crate::tls::tests::Authority::new());
+        let address = serve_tls(authority.acceptor("127.0.0.1")).await;
+        let url = format!("https://{address}/up");
+        let by = |ca_file: Option<&PathBuf>| Holds {
+            ca_file: ca_file.cloned(),
+            alertmanager: Some(format!("https://{address}")),
+            ..direct(None)
+        };
+        std::fs::write(&ca_file, authority.pem()).unwrap();
+        assert_eq!(ask(&by(Some(&ca_file)), &url).await, Ok(None));
+        assert_eq!(ask(&by(Some(&ca_file)), "alertmanager:team=shop").await, Ok(None));
+        // Through the supervisor as well: TLS ends here, not there.
+        let socket = dir.path().join("outside.sock");
+        tokio::spawn(crate::outside::serve(tokio::net::UnixListener::bind(&socket).unwrap()));
+        let through = Holds { dial: Dial::Through(socket), ..by(Some(&ca_file)) };
+        assert_eq!(ask(&through, &url).await, Ok(None));
+
+        let why = ask(&by(None), &url).await.unwrap_err();
+        // A machine without any authority says so first.
+        assert!(why.contains("signed by nobody") || why.contains("trusts no authority"), "{why}");
+        std::fs::write(&ca_file, other.pem()).unwrap();
+        let why = ask(&by(Some(&ca_file)), &url).await.unwrap_err();
+        assert!(
+            why.starts_with("127.0.0.1:") && why.contains("signed by nobody whom this machine or `ca_file`"),
+            "{why}"
+        );
+        std::fs::write(&ca_file, "").unwrap();
+        assert!(ask(&by(Some(&ca_file)), &url).await.unwrap_err().contains("holds no certificate"));
+        // Who speaks no TLS at all is not quiet either.
+        let plain = serve(Router::new()).await;
+        std::fs::write(&ca_file, authority.pem()).unwrap();
+        let why = ask(&by(Some(&ca_file)), &format!("https://{plain}/")).await.unwrap_err();
+        assert!(why.contains("the TLS handshake failed"), "{why}");
     }
 
     #[tokio::test]

@@ -1,6 +1,6 @@
 //! What the ledger says about one scope, read inside one transaction, in the gates' words.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use jiff::civil::Date;
@@ -149,10 +149,10 @@ async fn kills_since(tx: &mut Tx, day: Date, zone: &TimeZone) -> Result<Vec<Inte
     Ok(tx.intents(&filter).await?.into_iter().filter(counts).collect())
 }
 
-/// The day a kill belongs to: its draw's, or the civil date on which a person asked for it.
+/// The day a kill belongs to: its draw's or drill's, or the civil date on which a person asked for it.
 fn kill_day(body: &IntentBody, zone: &TimeZone) -> Date {
     match &body.intent.cause {
-        Cause::Draw { day, .. } => *day,
+        Cause::Draw { day, .. } | Cause::Drill { day, .. } => *day,
         Cause::Demand { .. } | Cause::Push { .. } | Cause::Upkeep { .. } => {
             body.intent.at.to_zoned_datetime(zone.clone()).date()
         }
@@ -174,6 +174,7 @@ pub async fn history(tx: &mut Tx, about: About<'_>) -> Result<ScopeHistory, Ledg
     };
     let mut last_kill = None;
     let mut drawn_today = false;
+    let mut drilled_today = BTreeSet::new();
     for row in tx.intents(&filter).await? {
         let Ok(body) = IntentBody::deserialize(&row.body) else { continue };
         let today = matches!(&body.intent.cause, Cause::Draw { day, .. } if *day == about.day);
@@ -182,6 +183,11 @@ pub async fn history(tx: &mut Tx, about: About<'_>) -> Result<ScopeHistory, Ledg
         }
         // One draw a scope and day, whatever became of it: the entry's minute is over.
         drawn_today |= matches!(&body.intent.cause, Cause::Draw { day, .. } if *day == about.day);
+        if let Cause::Drill { monkey, day, .. } = &body.intent.cause
+            && *day == about.day
+        {
+            drilled_today.insert(monkey.clone());
+        }
         if last_kill.is_none() && counts(&row) {
             let day = kill_day(&body, zone);
             let still_healing = row.outcome.is_none() || tx.mark(MARK_HEALING, &row.id).await?.is_some();
@@ -202,5 +208,5 @@ pub async fn history(tx: &mut Tx, about: About<'_>) -> Result<ScopeHistory, Ledg
             // A mark that cannot be read still marks.
             .unwrap_or(UnhealedMark { since: mark.real_at, why: "its reason cannot be read".to_owned() })
     });
-    Ok(ScopeHistory { last_kill, unhealed, drawn_today })
+    Ok(ScopeHistory { last_kill, unhealed, drawn_today, drilled_today })
 }

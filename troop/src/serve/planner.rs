@@ -11,6 +11,7 @@ use troop_policies::draw::DayKey;
 use troop_policies::gates::{Purpose, Scope};
 use troop_policies::plan::{DayPlan, PLAN_SCHEMA, PlanEntry, PlanVerdict};
 use troop_policies::spared::Spared;
+use troop_scheduler::drills;
 use troop_scheduler::plan::{self, ByTeam, PlanInput, ScopeSeen};
 
 use super::act::{self, Struck, Wanted};
@@ -208,16 +209,24 @@ async fn fire_one(core: &Arc<Core>, team: &Arc<TeamPolicy>, entry: &PlanEntry) {
     let wanted = Wanted {
         team: Arc::clone(team),
         scope: Scope { app: entry.app.clone(), draw_key: entry.draw_key.clone() },
-        purpose: Purpose::Drawn,
+        purpose: match drills::drilled(&entry.monkey) {
+            None => Purpose::Drawn,
+            Some(_) => Purpose::Drill { entry: entry.monkey.clone() },
+        },
         day: entry.day,
         demand: None,
     };
+    let is_drill = wanted.purpose != Purpose::Drawn;
+    if is_drill && !drills::stands(&team.policy, entry) {
+        let what = format!("`{}` any more", entry.monkey);
+        return note_spared(core, &wanted, entry, &Spared::NotNamed { team: entry.team.to_string(), what }).await;
+    }
     match act::strike(core, wanted.clone()).await {
         Struck::Acted { intent, outcome, .. } => {
-            tracing::info!(draw_key = entry.draw_key, step = %intent.step, ?outcome, "killed by draw");
+            tracing::info!(draw_key = entry.draw_key, monkey = entry.monkey, step = %intent.step, ?outcome, "killed");
         }
         // Another control plane on this ledger was first; its record is the record.
-        Struck::Spared(Spared::DrawnToday) => {}
+        Struck::Spared(Spared::DrawnToday | Spared::DrilledToday { .. }) => {}
         Struck::Spared(spared) => note_spared(core, &wanted, entry, &spared).await,
         Struck::CouldNot { why } => core.trouble("act", Some(format!("{}: {why}", entry.draw_key))),
     }
@@ -270,7 +279,11 @@ fn would_be_victim(
     candidates: &[troop_policies::InstanceId],
 ) -> Option<troop_policies::InstanceId> {
     let key = core.secret.as_ref().ok()?.day_key(entry.day, &entry.team);
-    troop_monkeys::chaos::draw(candidates, &key, &entry.draw_key, troop_monkeys::chaos::VICTIM_LABEL).cloned()
+    let label = match drills::drilled(&entry.monkey) {
+        None => troop_monkeys::chaos::VICTIM_LABEL.to_owned(),
+        Some(_) => act::drill_label(&entry.monkey),
+    };
+    troop_monkeys::chaos::draw(candidates, &key, &entry.draw_key, &label).cloned()
 }
 
 /// Publishes the keys of days whose last window has closed, so that anyone can verify them.

@@ -1,6 +1,7 @@
 //! What the control plane does with real ledgers and policies, on a cloud in memory: draws, demands, pushes, and two of
 //! it on one ledger.
 
+mod drills;
 mod stage;
 
 use std::sync::Arc;

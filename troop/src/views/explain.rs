@@ -6,7 +6,7 @@ use crate::api::types::{ExplainView, GateView};
 /// Widest line of gates; experience has shown that wider ones are no longer read.
 const LINE_CHARS_MAX: usize = 118;
 
-/// One scope and monkey: what it is, every gate, and today's entry.
+/// One scope and monkey: what it is, every gate, and today's entries.
 pub fn text(view: &ExplainView) -> String {
     let team = view.team.as_ref().map_or_else(|| "no team".to_owned(), |team| format!("team {team}"));
     let mut lines = vec![format!("{}  {}  {team}", view.draw_key, view.monkey)];
@@ -16,7 +16,7 @@ pub fn text(view: &ExplainView) -> String {
         let ids: Vec<_> = view.eligible.iter().map(ToString::to_string).collect();
         lines.push(format!("instances that may be hurt: {}", ids.join(" ")));
     }
-    if let Some(entry) = &view.today {
+    for entry in view.today.iter().chain(&view.drills) {
         // An entry does not say its zone; its instant in UTC is the one that cannot be misread.
         let at =
             entry.at.map(|at| format!(" at {}", time::minute(at, &jiff::tz::TimeZone::UTC) + "Z")).unwrap_or_default();
@@ -26,7 +26,9 @@ pub fn text(view: &ExplainView) -> String {
             troop_policies::plan::PlanVerdict::Chosen => "chosen",
             troop_policies::plan::PlanVerdict::Spared => "spared",
         };
-        lines.push(format!("plan of {}: {verdict}{at}{odds}{draw}: {}", entry.day, entry.why));
+        // The monkey's own entry needs no name: the first line has it.
+        let what = if entry.monkey == view.monkey { String::new() } else { format!("{} ", entry.monkey) };
+        lines.push(format!("plan of {}: {what}{verdict}{at}{odds}{draw}: {}", entry.day, entry.why));
     }
     lines.join("\n")
 }
@@ -81,7 +83,15 @@ mod tests {
             ],
             eligible: vec!["i-0a".parse().unwrap(), "i-0b".parse().unwrap()],
             verdict: "spared (floor): `checkout-web-v041` has 4 serving and must keep 4".to_owned(),
-            today: Some(entry),
+            today: Some(entry.clone()),
+            drills: vec![troop_policies::plan::PlanEntry {
+                monkey: "drill:chaos@13:30".to_owned(),
+                odds: None,
+                unit: None,
+                at: Some("2026-11-24T18:30:00Z".parse().unwrap()),
+                why: "drill `30 13 * * tue` at shop.toml:59".to_owned(),
+                ..entry
+            }],
         };
         assert_eq!(
             text(&view),
@@ -92,7 +102,8 @@ ok window: shuts in 4h58m, and this text goes on until the line is full and a bi
 NO floor: `checkout-web-v041` has 4 serving and must keep 4
 spared (floor): `checkout-web-v041` has 4 serving and must keep 4
 instances that may be hurt: i-0a i-0b
-plan of 2026-11-24: chosen at 18:07Z, odds 0.250, draw 0.113: draw < odds"
+plan of 2026-11-24: chosen at 18:07Z, odds 0.250, draw 0.113: draw < odds
+plan of 2026-11-24: drill:chaos@13:30 chosen at 18:30Z: drill `30 13 * * tue` at shop.toml:59"
         );
     }
 }

@@ -68,6 +68,7 @@ pub struct OpenStep {
 pub fn by(cause: &Cause) -> String {
     match cause {
         Cause::Draw { team, monkey, day, .. } => format!("{monkey}'s draw of {day} (team {team})"),
+        Cause::Drill { team, monkey, day, .. } => format!("{monkey} of {day} (team {team})"),
         Cause::Demand { actor, reason, team, outside_window, .. } => {
             let outside = if *outside_window { ", outside the window" } else { "" };
             format!("{actor}, \"{reason}\" (team {team}{outside})")

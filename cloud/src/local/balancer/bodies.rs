@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::sync::oneshot;
@@ -19,13 +19,39 @@ use super::upstream::{Connection, InFlight};
 /// client gave. Longer than any answer of a service that still serves.
 pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
-/// A request's body, lent to a connection. Comes back unless the connection has taken a piece of it.
+/// How much of a body that was given on is kept for another try. Forms and JSON are far below; what is above is mostly a
+/// file, and is worth a client's own decision.
+const KEPT_MAX: usize = 64 * 1024;
+
+/// A request's body before an attempt: what an earlier one took of it, then the rest. Without both there is none.
+#[derive(Debug, Default)]
+pub(super) struct Given {
+    again: Bytes,
+    rest: Option<Incoming>,
+}
+
+impl Given {
+    /// A body that nobody has taken anything of yet.
+    pub(super) fn new(body: Incoming) -> Self {
+        let rest = Some(body).filter(|body| !body.is_end_stream());
+        Self { again: Bytes::new(), rest }
+    }
+
+    pub(super) fn is_none(&self) -> bool {
+        self.again.is_empty() && self.rest.is_none()
+    }
+}
+
+/// A request's body, lent to a connection. Comes back unless the connection has taken more of it than is kept.
 #[derive(Debug)]
 pub(super) struct Lent {
-    body: Option<Incoming>,
-    touched: bool,
+    /// Goes first.
+    again: Bytes,
+    rest: Option<Incoming>,
+    /// All that went or goes before `rest`; `None` once that is too much, or what cannot be kept.
+    kept: Option<BytesMut>,
     progress: Arc<Progress>,
-    back: Option<oneshot::Sender<Option<Incoming>>>,
+    back: Option<oneshot::Sender<Option<Given>>>,
 }
 
 /// How far a request's body is.
@@ -40,22 +66,39 @@ struct State {
 }
 
 impl Lent {
-    /// The receiver gets the body back when the connection has done with it.
-    pub(super) fn new(body: Option<Incoming>) -> (Self, Arc<Progress>, oneshot::Receiver<Option<Incoming>>) {
+    /// The receiver gets the body back when the connection has done with it, as far as it can be given again.
+    pub(super) fn new(given: Given) -> (Self, Arc<Progress>, oneshot::Receiver<Option<Given>>) {
         let state = State { last: Instant::now(), waits_for_client: false, client_broke_off: false };
         let progress = Arc::new(Progress(Mutex::new(state)));
         let (back, receiver) = oneshot::channel();
-        (Self { body, touched: false, progress: Arc::clone(&progress), back: Some(back) }, progress, receiver)
+        let Given { again, rest } = given;
+        let kept = Some(BytesMut::from(&again[..]));
+        (Self { again, rest, kept, progress: Arc::clone(&progress), back: Some(back) }, progress, receiver)
     }
 }
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        let body = self.body.take().filter(|_| !self.touched);
+        let rest = self.rest.take();
+        let given = self.kept.take().map(|kept| Given { again: kept.freeze(), rest });
         if let Some(back) = self.back.take() {
             // Nobody waits for it when the request went well.
-            drop(back.send(body));
+            drop(back.send(given));
         }
+    }
+}
+
+impl Lent {
+    fn keep(&mut self, piece: &Result<Frame<Bytes>, hyper::Error>) {
+        let data = piece.as_ref().ok().and_then(Frame::data_ref);
+        self.kept = match (self.kept.take(), data) {
+            (Some(mut kept), Some(data)) if kept.len() + data.len() <= KEPT_MAX => {
+                kept.extend_from_slice(data);
+                Some(kept)
+            }
+            // Trailers, a body that broke off, or too much.
+            (Some(_) | None, Some(_) | None) => None,
+        };
     }
 }
 
@@ -64,7 +107,11 @@ impl Body for Lent {
     type Error = hyper::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        if !self.again.is_empty() {
+            lock(&self.progress.0).last = Instant::now();
+            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.again)))));
+        }
+        let Some(body) = &mut self.rest else { return Poll::Ready(None) };
         let polled = Pin::new(body).poll_frame(cx);
         let mut state = lock(&self.progress.0);
         state.waits_for_client = polled.is_pending();
@@ -73,16 +120,25 @@ impl Body for Lent {
             state.client_broke_off = matches!(piece, Some(Err(_)));
         }
         drop(state);
-        self.touched |= polled.is_ready();
+        if let Poll::Ready(Some(piece)) = &polled {
+            self.keep(piece);
+        }
         polled
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(Body::is_end_stream)
+        self.again.is_empty() && self.rest.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+        let rest = self.rest.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint);
+        let again = u64::try_from(self.again.len()).unwrap_or(u64::MAX);
+        let mut both = SizeHint::new();
+        both.set_lower(rest.lower().saturating_add(again));
+        if let Some(upper) = rest.upper() {
+            both.set_upper(upper.saturating_add(again));
+        }
+        both
     }
 }
 
@@ -156,7 +212,7 @@ impl Lease {
     fn broken(self) {
         let upstream = Arc::clone(&self.in_flight.0);
         tracing::debug!(instance = %upstream.instance, "an answer broke off");
-        tokio::spawn(async move { self.shared.count_failed(&upstream).await });
+        tokio::spawn(async move { self.shared.count_failed(&upstream, false).await });
     }
 
     /// The client went away: the instance did answer. Dropping the connection cancels what it still sends.
@@ -199,11 +255,13 @@ impl Body for Answer {
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::BodyExt as _;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
     async fn an_instance_is_late_only_after_its_time_and_a_client_is_not_mistaken_for_it() {
-        let (_lent, progress, _back) = Lent::new(None);
+        let (_lent, progress, _back) = Lent::new(Given::default());
         let began = Instant::now();
         assert_eq!(progress.late().await, Late::Instance);
         assert_eq!(began.elapsed(), ANSWER_WITHIN);
@@ -213,7 +271,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_body_that_moves_gives_the_instance_its_time_anew() {
-        let (_lent, progress, _back) = Lent::new(None);
+        let (_lent, progress, _back) = Lent::new(Given::default());
         let began = Instant::now();
         let moves = async {
             tokio::time::sleep(ANSWER_WITHIN / 2).await;
@@ -224,10 +282,38 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_body_comes_back_as_none_when_the_connection_lets_go() {
-        let (lent, _progress, back) = Lent::new(None);
+    async fn what_was_kept_goes_first_and_comes_back_again() {
+        let given = Given { again: Bytes::from_static(b"abc"), rest: None };
+        let (mut lent, _progress, back) = Lent::new(given);
+        assert_eq!((lent.size_hint().exact(), lent.is_end_stream()), (Some(3), false));
+        let piece = lent.frame().await.unwrap().unwrap().into_data().unwrap();
+        assert_eq!((&piece[..], lent.size_hint().exact(), lent.is_end_stream()), (&b"abc"[..], Some(0), true));
+        assert!(lent.frame().await.is_none());
+        drop(lent);
+        assert_eq!(&back.await.unwrap().unwrap().again[..], b"abc");
+    }
+
+    #[test]
+    fn no_more_is_kept_than_the_limit_and_no_trailers() {
+        let (mut lent, _progress, _back) = Lent::new(Given::default());
+        let piece = |bytes: usize| Ok(Frame::data(Bytes::from(vec![0; bytes])));
+        lent.keep(&piece(KEPT_MAX - 1));
+        lent.keep(&piece(1));
+        assert_eq!(lent.kept.as_ref().map(BytesMut::len), Some(KEPT_MAX));
+        lent.keep(&piece(1));
+        assert_eq!(lent.kept, None);
+        lent.keep(&piece(1));
+        assert_eq!(lent.kept, None, "what is lost stays lost");
+        let (mut lent, _progress, _back) = Lent::new(Given::default());
+        lent.keep(&Ok(Frame::trailers(http::HeaderMap::new())));
+        assert_eq!(lent.kept, None);
+    }
+
+    #[tokio::test]
+    async fn no_body_comes_back_as_such_when_the_connection_lets_go() {
+        let (lent, _progress, back) = Lent::new(Given::default());
         assert!(lent.is_end_stream());
         drop(lent);
-        assert!(back.await.unwrap().is_none());
+        assert!(back.await.unwrap().unwrap().is_none());
     }
 }

@@ -7,6 +7,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::proxy::{self, Reply};
 use super::table::Shared;
+use super::tunnel::Tunnel;
 use super::{lock, proxy::in_words};
 
 /// A head takes one packet, mostly; whoever needs longer holds a place on purpose.
@@ -44,20 +46,24 @@ pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Share
     if let Err(error) = set_up(&stream) {
         return tracing::debug!(%peer, %error, "a client left at once");
     }
-    let phase = Arc::new(Phase(Mutex::new(Now::Idle(Instant::now()))));
+    let phase = Arc::new(Phase::new(Now::Idle(Instant::now())));
+    // At most one: a connection that is upgraded has had its last request.
+    let opened: Arc<Mutex<Option<Tunnel>>> = Arc::default();
     let watched = Watched { stream, phase: Arc::clone(&phase) };
     let service = service_fn(|request| {
-        let (shared, phase) = (Arc::clone(&shared), Arc::clone(&phase));
+        let (shared, phase, opened) = (Arc::clone(&shared), Arc::clone(&phase), Arc::clone(&opened));
         phase.set(Now::Busy);
         async move {
-            let response = proxy::serve(&shared, peer.ip(), request).await;
+            let (response, tunnel) = proxy::serve(&shared, peer.ip(), request).await;
+            *lock(&opened) = tunnel;
             Ok::<_, Infallible>(response.map(|body| Ending { body, phase }))
         }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(None)
-        .serve_connection(TokioIo::new(watched), service);
+        .serve_connection(TokioIo::new(watched), service)
+        .with_upgrades();
     let mut connection = pin!(connection);
     let mut stopping = false;
     loop {
@@ -66,7 +72,7 @@ pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Share
                 if let Err(error) = ended {
                     tracing::debug!(%peer, error = in_words(&error), "a client's connection ended");
                 }
-                return;
+                break;
             }
             () = phase.overdue() => return tracing::debug!(%peer, "a client dawdled"),
             () = stop.cancelled(), if !stopping => {
@@ -74,6 +80,10 @@ pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Share
                 connection.as_mut().graceful_shutdown();
             }
         }
+    }
+    let tunnel = lock(&opened).take();
+    if let Some(tunnel) = tunnel {
+        tunnel.run(|| phase.moved.load(Ordering::Relaxed)).await;
     }
 }
 
@@ -87,7 +97,11 @@ fn set_up(stream: &TcpStream) -> io::Result<()> {
 
 /// What a client's connection is doing.
 #[derive(Debug)]
-struct Phase(Mutex<Now>);
+struct Phase {
+    now: Mutex<Now>,
+    /// Bytes both ways, for a tunnel, which knows no requests.
+    moved: AtomicU64,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Now {
@@ -100,12 +114,20 @@ enum Now {
 }
 
 impl Phase {
+    fn new(now: Now) -> Self {
+        Self { now: Mutex::new(now), moved: AtomicU64::new(0) }
+    }
+
+    fn count(&self, bytes: usize) {
+        self.moved.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
     fn set(&self, now: Now) {
-        *lock(&self.0) = now;
+        *lock(&self.now) = now;
     }
 
     fn heard(&self) {
-        let mut now = lock(&self.0);
+        let mut now = lock(&self.now);
         if let Now::Idle(_) = *now {
             *now = Now::Head(Instant::now());
         }
@@ -113,7 +135,7 @@ impl Phase {
 
     async fn overdue(&self) {
         loop {
-            let is_overdue = match *lock(&self.0) {
+            let is_overdue = match *lock(&self.now) {
                 Now::Idle(since) => since.elapsed() >= IDLE_FOR,
                 Now::Head(since) => since.elapsed() >= HEAD_WITHIN,
                 Now::Busy => false,
@@ -138,6 +160,7 @@ impl AsyncRead for Watched {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
         if buf.filled().len() > before {
+            self.phase.count(buf.filled().len() - before);
             self.phase.heard();
         }
         Poll::Ready(Ok(()))
@@ -146,7 +169,9 @@ impl AsyncRead for Watched {
 
 impl AsyncWrite for Watched {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = ready!(Pin::new(&mut self.stream).poll_write(cx, buf))?;
+        self.phase.count(written);
+        Poll::Ready(Ok(written))
     }
 
     fn poll_write_vectored(
@@ -154,7 +179,9 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, bufs))?;
+        self.phase.count(written);
+        Poll::Ready(Ok(written))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -206,7 +233,7 @@ mod tests {
 
     async fn lasts(now: Now) -> Duration {
         let began = Instant::now();
-        Phase(Mutex::new(now)).overdue().await;
+        Phase::new(now).overdue().await;
         began.elapsed()
     }
 
@@ -222,14 +249,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_first_byte_begins_a_head_and_later_ones_do_not_prolong_it() {
-        let phase = Phase(Mutex::new(Now::Idle(Instant::now())));
+        let phase = Phase::new(Now::Idle(Instant::now()));
         let first = Instant::now();
         phase.heard();
         tokio::time::advance(Duration::from_secs(1)).await;
         phase.heard();
-        assert_eq!(*lock(&phase.0), Now::Head(first));
+        assert_eq!(*lock(&phase.now), Now::Head(first));
         phase.set(Now::Busy);
         phase.heard();
-        assert_eq!(*lock(&phase.0), Now::Busy);
+        assert_eq!(*lock(&phase.now), Now::Busy);
     }
 }

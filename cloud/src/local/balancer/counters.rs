@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::StatusCode;
 use tokio::time::Instant;
 
+use super::again::Budget;
 use super::lock;
 use crate::{TRAFFIC_BUCKETS_MS, Traffic};
 
@@ -21,12 +22,19 @@ pub(super) struct Counters {
     announced: AtomicBool,
     /// When the group left the routes, while it is out of them.
     left: Mutex<Option<Instant>>,
+    /// What its requests have earned for those of them that are lost.
+    pub(super) budget: Budget,
 }
 
 impl Counters {
     pub(super) fn new() -> Self {
         let traffic = Traffic { buckets: vec![0; TRAFFIC_BUCKETS_MS.len() + 1], ..Traffic::default() };
-        Self { traffic: Mutex::new(traffic), announced: AtomicBool::new(false), left: Mutex::new(None) }
+        Self {
+            traffic: Mutex::new(traffic),
+            announced: AtomicBool::new(false),
+            left: Mutex::new(None),
+            budget: Budget::new(Instant::now()),
+        }
     }
 
     /// `took` is the time from the request's arrival to the answer's head: the body's depends on the client too.
@@ -39,9 +47,11 @@ impl Counters {
         }
     }
 
-    pub(super) fn failed(&self, to_killed: bool) {
+    /// `retried`: another instance was asked then.
+    pub(super) fn failed(&self, to_killed: bool, retried: bool) {
         let mut traffic = lock(&self.traffic);
         traffic.failed += 1;
+        traffic.retried += u64::from(retried);
         traffic.failed_in_flight_to_killed += u64::from(to_killed);
     }
 
@@ -87,13 +97,14 @@ mod tests {
         let counters = Counters::new();
         counters.answered(StatusCode::OK, Duration::from_millis(4));
         counters.answered(StatusCode::BAD_GATEWAY, Duration::from_secs(9));
-        counters.failed(false);
-        counters.failed(true);
+        counters.failed(false, true);
+        counters.failed(true, false);
         let first = counters.report(3);
         assert_eq!((first.answers, first.failed, first.in_flight), (0, 0, 3));
         let traffic = counters.report(1);
         assert_eq!((traffic.answers, traffic.server_errors), (2, 1));
         assert_eq!((traffic.failed, traffic.failed_in_flight_to_killed, traffic.in_flight), (2, 1, 1));
+        assert_eq!(traffic.retried, 1);
         assert_eq!((traffic.buckets[3], traffic.buckets[15]), (1, 1));
         assert_eq!(traffic.buckets.iter().sum::<u64>(), 2);
     }

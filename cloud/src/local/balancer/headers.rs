@@ -35,9 +35,19 @@ const HOP_BY_HOP: [HeaderName; 8] = [
 ];
 const OURS: HeaderValue = HeaderValue::from_static("1.1 troop");
 
-/// Whether the client wants to leave HTTP/1.1. An offer of HTTP/2 may be ignored, and is.
-pub(super) fn asks_for_upgrade(headers: &HeaderMap) -> bool {
-    headers.get(UPGRADE).is_some_and(|to| !to.as_bytes().eq_ignore_ascii_case(b"h2c"))
+/// What the sender wants to leave HTTP/1.1 for, where it says so in both fields. An offer of HTTP/2 may be ignored, and is.
+pub(super) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+    let is_named = || {
+        let named = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+        named.flat_map(|value| value.split(',')).any(|name| name.trim().eq_ignore_ascii_case("upgrade"))
+    };
+    headers.get(UPGRADE).filter(|to| !to.as_bytes().eq_ignore_ascii_case(b"h2c") && is_named()).cloned()
+}
+
+/// Says again what to upgrade to: the fields concern one connection, and so were taken away.
+pub(super) fn set_upgrade(headers: &mut HeaderMap, to: HeaderValue) {
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, to);
 }
 
 /// The host a request is for: that of the target's absolute form, else the field's.
@@ -189,9 +199,11 @@ mod tests {
     }
 
     #[test]
-    fn an_offer_of_http_2_is_no_upgrade() {
-        assert!(asks_for_upgrade(&request("/", &[("upgrade", "websocket")]).headers));
-        assert!(!asks_for_upgrade(&request("/", &[("upgrade", "h2c")]).headers));
-        assert!(!asks_for_upgrade(&request("/", &[]).headers));
+    fn an_upgrade_is_asked_for_in_two_fields_and_an_offer_of_http_2_is_none() {
+        let asks = |headers: &[(&str, &str)]| upgrade(&request("/", headers).headers);
+        assert_eq!(asks(&[("upgrade", "websocket"), ("connection", "keep-alive, Upgrade")]).unwrap(), "websocket");
+        assert_eq!(asks(&[("upgrade", "websocket")]), None);
+        assert_eq!(asks(&[("upgrade", "h2c"), ("connection", "upgrade, http2-settings")]), None);
+        assert_eq!(asks(&[("connection", "upgrade")]), None);
     }
 }

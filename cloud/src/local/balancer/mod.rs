@@ -5,14 +5,18 @@
 //! - `table`: the routes as they are looked up, and which target is next.
 //! - `upstream`: one instance: its pooled connections, what is in flight to it, whether it is passed over.
 //! - `proxy`: one request, from its head to the choice between another target and a failure that is told.
+//! - `again`: whether a request that was sent and lost goes to another one.
 //! - `bodies`, `headers`: what of a message goes on, both ways.
+//! - `tunnel`: what becomes of a connection that client and instance agree to upgrade.
 //! - `client`: one client's connection, and how long it may dawdle.
 //! - `health`: the checks and their verdicts.
 //! - `link`: the connection to the cloud process: routes in, reports out.
 //!
-//! A request that may have reached an instance is never sent twice. Troop kills instances on purpose, and what was in
-//! flight to them must be seen as lost, not papered over.
+//! A request that may have reached an instance is sent again only where that makes no difference, and under a budget. Troop
+//! kills instances on purpose, and what was in flight to them must be seen as lost, not papered over: it is counted as
+//! failed all the same.
 
+mod again;
 mod bodies;
 mod client;
 mod counters;
@@ -21,6 +25,7 @@ mod health;
 mod link;
 mod proxy;
 mod table;
+mod tunnel;
 mod upstream;
 
 #[cfg(test)]

@@ -31,6 +31,7 @@ struct Table {
     /// Hosts do not tell case apart, names of clusters do.
     lower_case: BTreeMap<String, String>,
     being_killed: BTreeSet<InstanceId>,
+    drained: BTreeSet<InstanceId>,
 }
 
 #[derive(Debug)]
@@ -90,6 +91,7 @@ impl Shared {
             number,
             default_cluster: routes.default_cluster.as_ref().map(|name| name.as_str().to_owned()),
             being_killed: routes.being_killed.iter().cloned().collect(),
+            drained: routes.drained.iter().cloned().collect(),
             ..Table::default()
         };
         let mut listed = BTreeSet::new();
@@ -145,24 +147,33 @@ impl Shared {
         }
     }
 
-    /// Counts a request that had been sent to the instance and got no answer. Returns whether the instance was being
+    /// Counts a request that had been sent to the instance and got no answer; `retried`: another one was asked then. Returns whether the instance was being
     /// ended by a recorded kill.
-    pub(super) async fn count_failed(&self, upstream: &Upstream) -> bool {
-        let mut changed = self.changed.subscribe();
-        let listed = async {
-            loop {
-                changed.mark_unchanged();
-                if self.table.load().being_killed.contains(&upstream.instance) {
-                    return true;
-                }
-                if changed.changed().await.is_err() {
-                    return false;
-                }
-            }
-        };
-        let killed = tokio::time::timeout(NOTICE_OF_KILL_WITHIN, listed).await.unwrap_or(false);
-        upstream.counters.failed(killed);
+    pub(super) async fn count_failed(&self, upstream: &Upstream, retried: bool) -> bool {
+        let listed = self.until(|table| table.being_killed.contains(&upstream.instance));
+        let killed = tokio::time::timeout(NOTICE_OF_KILL_WITHIN, listed).await.is_ok();
+        upstream.counters.failed(killed, retried);
         killed
+    }
+
+    /// Returns once the instance's group is disabled and its drain is over.
+    pub(super) async fn drained(&self, instance: &InstanceId) {
+        self.until(|table| table.drained.contains(instance)).await;
+    }
+
+    /// Returns once the table in force is as is asked.
+    async fn until(&self, is_so: impl Fn(&Table) -> bool) {
+        let mut changed = self.changed.subscribe();
+        loop {
+            changed.mark_unchanged();
+            if is_so(&self.table.load()) {
+                return;
+            }
+            if changed.changed().await.is_err() {
+                // The other end lives in `self`, so this cannot be.
+                return std::future::pending().await;
+            }
+        }
     }
 
     /// Drops what nobody needs any more.
@@ -355,16 +366,16 @@ mod tests {
     async fn a_failure_is_a_kills_when_its_notice_comes_in_time() {
         let shared = shared(&routes(None, &[("a", &[1, 2])]));
         let ups = shared.upstreams();
-        assert!(!shared.count_failed(&ups[0]).await, "no notice within the time");
+        assert!(!shared.count_failed(&ups[0], false).await, "no notice within the time");
         let mut killing = routes(None, &[("a", &[2])]);
         killing.being_killed.push(ups[0].instance.clone());
         let late = async {
             tokio::time::sleep(NOTICE_OF_KILL_WITHIN / 2).await;
             shared.apply(&killing);
         };
-        let (killed, ()) = tokio::join!(shared.count_failed(&ups[0]), late);
+        let (killed, ()) = tokio::join!(shared.count_failed(&ups[0], false), late);
         assert!(killed);
-        assert!(shared.count_failed(&ups[0]).await);
+        assert!(shared.count_failed(&ups[0], false).await);
         let _zero = shared.report();
         let traffic = &shared.report().0[&ups[0].group];
         assert_eq!((traffic.failed, traffic.failed_in_flight_to_killed), (3, 2));

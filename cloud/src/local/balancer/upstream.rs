@@ -200,7 +200,7 @@ async fn connect(address: SocketAddr) -> Result<Connection, ConnectError> {
         http1::Builder::new().handshake(io).await.map_err(|error| ConnectError::Refused(io::Error::other(error)))?;
     // Ends when the sender is dropped and the request on it, if any, is over or given up.
     tokio::spawn(async move {
-        if let Err(error) = connection.await {
+        if let Err(error) = connection.with_upgrades().await {
             tracing::debug!(%address, %error, "a connection to an instance ended");
         }
     });

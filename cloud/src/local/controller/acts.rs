@@ -12,7 +12,7 @@ use troop_policies::step::{How, NewGroup, Size, Step};
 use troop_policies::{ClusterName, GroupName, InstanceId};
 
 use super::members::Why;
-use super::{Controller, Effect, Group, HEARD_WITHIN, Now, Stage};
+use super::{Controller, Drain, Effect, Group, HEARD_WITHIN, Now, Stage};
 use crate::local::state::SavedGroup;
 
 /// How long a crash may take to be seen: the notice to the balancer, SIGKILL, and the kernel's clearing up.
@@ -93,9 +93,10 @@ impl Controller {
             Step::Enable { group } => {
                 self.group(group)?;
                 self.change(group, |saved| saved.enabled = true);
+                self.set_drain(group, Drain::None);
                 Ok(Begun::Done(format!("`{group}` is enabled")))
             }
-            Step::Disable { group, drain } => self.disable(group, *drain),
+            Step::Disable { group, drain } => self.disable(group, *drain, now),
             Step::Destroy { group } => self.destroy(group),
             Step::OverrideGroup { .. } | Step::CancelEntry { .. } => {
                 Err(format!("`{}` is the registry's to do, not the cloud's", step.kind()))
@@ -153,7 +154,8 @@ impl Controller {
             destroying: false,
             last_failed_launch: None,
         };
-        self.groups.insert(name.clone(), Group { saved, failures: 0, launch_after: Duration::ZERO });
+        self.groups
+            .insert(name.clone(), Group { saved, failures: 0, launch_after: Duration::ZERO, drain: Drain::None });
         if *has_targets {
             self.default_cluster.get_or_insert_with(|| name.cluster().clone());
         }
@@ -217,7 +219,7 @@ impl Controller {
         Ok(Begun::Act(What::Flip(Box::new(flip)), FLIP_WITHIN))
     }
 
-    fn disable(&mut self, name: &GroupName, drain: Duration) -> Result<Begun, String> {
+    fn disable(&mut self, name: &GroupName, drain: Duration, now: Now) -> Result<Begun, String> {
         let saved = self.group(name)?;
         if saved.in_rotation {
             return Err(format!("`{name}` is in rotation and must not be disabled"));
@@ -229,7 +231,23 @@ impl Controller {
             return Err(format!("`{name}` is the last enabled group of its cluster and must not be disabled"));
         }
         self.change(name, |saved| saved.enabled = false);
+        self.set_drain(name, Drain::Until(now.mono.saturating_add(drain)));
         Ok(Begun::Act(What::Disable { group: name.clone() }, drain.min(DISABLE_ANSWER_WITHIN)))
+    }
+
+    fn set_drain(&mut self, name: &GroupName, drain: Drain) {
+        if let Some(group) = self.groups.get_mut(name) {
+            group.drain = drain;
+        }
+    }
+
+    /// Notes which groups' tunnels have had their time.
+    pub(super) fn end_drains(&mut self, now: Now) {
+        for group in self.groups.values_mut() {
+            if matches!(group.drain, Drain::Until(until) if now.mono >= until) {
+                group.drain = Drain::Over;
+            }
+        }
     }
 
     fn destroy(&mut self, name: &GroupName) -> Result<Begun, String> {

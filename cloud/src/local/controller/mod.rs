@@ -155,6 +155,16 @@ struct Group {
     failures: u32,
     /// No launch before this.
     launch_after: Duration,
+    drain: Drain,
+}
+
+/// How far a disabled group's drain is. Requests end by themselves, tunnels may not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Drain {
+    /// It is enabled, or was disabled before this process began, when no tunnel was open.
+    None,
+    Until(Duration),
+    Over,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -255,7 +265,7 @@ impl Controller {
             if saved.zones.is_empty() || !saved.zones.iter().all(|zone| settings.zones.contains(zone)) {
                 return Err(format!("group `{name}` has a zone that is not in this region"));
             }
-            groups.insert(name, Group { saved, failures: 0, launch_after: Duration::ZERO });
+            groups.insert(name, Group { saved, failures: 0, launch_after: Duration::ZERO, drain: Drain::None });
         }
         let last_host = vec![members::HOST_MAX; settings.zones.len()];
         Ok(Self {
@@ -336,6 +346,7 @@ impl Controller {
         }
         let members = &self.members;
         self.groups.retain(|name, group| !group.saved.destroying || members.values().any(|m| m.group == *name));
+        self.end_drains(now);
         self.refresh_routes();
         self.end_members(now, out);
         self.settle_acts(now, out);

@@ -1,3 +1,4 @@
+mod drains;
 mod safety;
 
 use std::collections::BTreeSet;

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use troop_policies::inventory::{Group, Instance, Inventory, Lifecycle, TAG_SPARE};
 use troop_policies::{ClusterName, GroupName, InstanceId, RegionName};
 
-use super::{Controller, Member, Phase};
+use super::{Controller, Drain, Member, Phase};
 use crate::local::protocol::{Check, ProcessRow, Routes, Target};
 use crate::{Image, Traffic};
 
@@ -91,7 +91,10 @@ impl Controller {
             clusters: BTreeMap::new(),
             checks: Vec::new(),
             being_killed: self.killed.keys().cloned().collect(),
+            drained: Vec::new(),
         };
+        let drained = |member: &Member| self.groups.get(&member.group).is_some_and(|g| g.drain == Drain::Over);
+        routes.drained.extend(self.members.iter().filter(|(_, m)| drained(m)).map(|(id, _)| id.clone()));
         for (name, group) in self.groups.iter().filter(|(_, group)| group.saved.has_targets) {
             let Some(package) = self.packages.get(&group.saved.image) else { continue };
             let address = |member: &Member| SocketAddr::from((member.address, package.port));

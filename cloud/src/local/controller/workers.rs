@@ -178,7 +178,8 @@ impl Counted {
         let fell = counts.answers < self.now.answers
             || counts.server_errors < self.now.server_errors
             || counts.failed < self.now.failed
-            || counts.failed_in_flight_to_killed < self.now.failed_in_flight_to_killed;
+            || counts.failed_in_flight_to_killed < self.now.failed_in_flight_to_killed
+            || counts.retried < self.now.retried;
         if fell {
             self.begin_anew();
         }
@@ -197,6 +198,7 @@ fn add(sum: &mut Traffic, more: &Traffic) {
     sum.server_errors += more.server_errors;
     sum.failed += more.failed;
     sum.failed_in_flight_to_killed += more.failed_in_flight_to_killed;
+    sum.retried += more.retried;
     if sum.buckets.len() < more.buckets.len() {
         sum.buckets.resize(more.buckets.len(), 0);
     }

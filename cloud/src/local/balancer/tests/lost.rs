@@ -12,13 +12,13 @@ use crate::Traffic;
 const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n";
 
 /// Takes the next connection and reads a whole request of `body` bytes' body.
-async fn take(listener: &TcpListener, body: &[u8]) -> TcpStream {
+pub(super) async fn take(listener: &TcpListener, body: &[u8]) -> TcpStream {
     let (mut stream, _) = within(listener.accept()).await.unwrap();
     read_request(&mut stream, body).await;
     stream
 }
 
-async fn read_request(stream: &mut TcpStream, body: &[u8]) {
+pub(super) async fn read_request(stream: &mut TcpStream, body: &[u8]) {
     let mut request = Vec::new();
     within(async {
         while !request.ends_with(&[b"\r\n\r\n", body].concat()) {
@@ -43,7 +43,9 @@ async fn an_instance_that_closes_after_it_was_asked_fails_the_request_and_nobody
     stage.push(routes(1, &[bad, member(2, "web-v000", other.address)])).await;
     let mut client = Client::connect(stage.address).await;
     let web = host("web");
-    let (answer, ()) = tokio::join!(client.get(&web, "/"), async { drop(take(&listener, b"").await) });
+    let once = client.ask(Method::POST, &web, "/", Bytes::from_static(b"once"));
+    let (answer, ()) = tokio::join!(once, async { drop(take(&listener, b"once").await) });
+    let answer = answer.unwrap();
     assert_eq!((answer.status, answer.header("x-troop-failure")), (StatusCode::BAD_GATEWAY, "in_flight"));
     assert_eq!(answer.header("x-troop-group"), "web-v000");
     assert_eq!(answer.header("x-troop-instance"), instance_id(1).as_str());

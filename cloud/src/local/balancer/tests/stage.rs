@@ -193,6 +193,18 @@ impl Stage {
     }
 }
 
+/// Reads until these bytes came.
+pub(super) async fn read_until(stream: &mut TcpStream, end: &[u8]) -> String {
+    let mut read = Vec::new();
+    within(async {
+        while !read.ends_with(end) {
+            assert!(stream.read_buf(&mut read).await.unwrap() > 0, "it ended early: {}", read.escape_ascii());
+        }
+    })
+    .await;
+    String::from_utf8(read).unwrap()
+}
+
 /// A client with one connection.
 #[derive(Debug)]
 pub(super) struct Client(SendRequest<UnsyncBoxBody<Bytes, Infallible>>);
