@@ -72,6 +72,11 @@ pub(crate) fn corrupt(event: i64, why: impl Into<String>) -> LedgerError {
     LedgerError::Corrupt { event: EventId(event), why: why.into() }
 }
 
+/// The newest event's number.
+pub(crate) async fn newest_id(conn: &mut Conn) -> Result<Option<EventId>, Fault> {
+    Ok(newest_head(conn).await?.map(|head| EventId(head.id)))
+}
+
 /// The newest event's number and hash.
 pub(crate) async fn newest_head(conn: &mut Conn) -> Result<Option<Head>, Fault> {
     let newest: Option<(i64, String)> = sqlx::query_as(NEWEST).fetch_optional(conn).await?;

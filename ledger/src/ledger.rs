@@ -213,8 +213,7 @@ impl Ledger {
     /// # Errors
     /// As [`Ledger::events`].
     pub async fn newest_id(&self) -> Result<Option<EventId>, LedgerError> {
-        let newest = events::newest_head(&mut *self.reader().await?).await.on(&self.0.path)?;
-        Ok(newest.map(|head| EventId(head.id)))
+        read!(self, c => events::newest_id(c), t => t.newest().map(|event| event.id))
     }
 
     /// Walks the whole chain, and compares its end with the file that remembers the newest event. Reads every event,

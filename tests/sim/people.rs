@@ -252,8 +252,8 @@ pub fn trouble(site: &Arc<Site>, kind: Trouble, lasts_s: i64) {
             state.old = Some(state.groups.clone());
             (state.troubles.inventory_old, state.troubles.old_since) = (until, now);
         }
-        Trouble::InventoryHalf => state.troubles.inventory_half = until,
-        Trouble::InventoryCut => state.troubles.inventory_cut = until,
+        Trouble::InventoryHalf => (state.troubles.inventory_half, state.troubles.short_since) = (until, now),
+        Trouble::InventoryCut => (state.troubles.inventory_cut, state.troubles.short_since) = (until, now),
         Trouble::RegistryAway => state.troubles.registry_away = until,
         Trouble::TrafficAway => state.troubles.traffic_away = until,
         Trouble::BalancerSilent => {

@@ -32,11 +32,16 @@ pub struct App {
     pub during_push: bool,
     pub hold: bool,
     pub heals_s: u64,
+    /// Cron lines at which it is drilled.
+    pub drills: Vec<&'static str>,
     pub clusters: Vec<(&'static str, u32)>,
 }
 
 const WEEK: &str = r#""mon", "tue", "wed", "thu", "fri""#;
 const ALL: &str = r#""mon", "tue", "wed", "thu", "fri", "sat", "sun""#;
+
+/// Some fall into a window of every team, some into one that is skipped or comes twice when the clocks change.
+const DRILLS: [&str; 4] = ["30 11 * * *", "30 2 * * *", "0 23,3 * * *", "45 10 * * tue"];
 
 /// The teams of a seed.
 pub fn teams(rng: &mut Rng) -> Vec<Team> {
@@ -60,6 +65,7 @@ pub fn teams(rng: &mut Rng) -> Vec<Team> {
             during_push: rng.percent(15),
             hold: false,
             heals_s: 180 + rng.below(3) * 120,
+            drills: if rng.percent(40) { vec![DRILLS[usize::try_from(rng.below(4)).unwrap_or(0)]] } else { Vec::new() },
             clusters,
         }
     };
@@ -85,7 +91,7 @@ pub fn teams(rng: &mut Rng) -> Vec<Team> {
         days: ALL,
         apps: vec![app("ingest", vec![("ingest-main", night), ("ingest-alt", alt)], rng)],
         kills_per_day: if rng.percent(30) { Some(1) } else { None },
-        unhealed_at_once: 1,
+        unhealed_at_once: 1 + u64::from(rng.percent(50)),
         holidays: Vec::new(),
         blackout: None,
         bad: false,
@@ -152,6 +158,9 @@ impl App {
                 "\n[[apps.checkout.exceptions]]\naccount = \"*\"\nregion = \"*\"\nstack = \"pci\"\ndetail = \"*\"\n\
                  reason = \"card data\"\n",
             );
+        }
+        for line in &self.drills {
+            text.push_str(&format!("\n[[apps.{name}.drills]]\ncron = \"{line}\"\nmonkey = \"chaos\"\n"));
         }
         text
     }

@@ -169,6 +169,9 @@ pub struct Event {
 const IMAGES: [&str; 10] =
     ["ami-1", "ami-2", "ami-3", "ami-4", "ami-1", "ami-2", "ami-errors", "ami-sick", "ami-slow", "ami-fails"];
 
+/// By how much a wall clock is set at most.
+pub const JUMP_MAX_S: i64 = 5_000;
+
 /// How long a month is.
 pub const DAYS: i64 = 30;
 
@@ -381,7 +384,7 @@ fn trouble(w: &mut Writer<'_>) {
     pairs(w);
     w.some(0, 2, |_| What::RegistryRestart);
     for _ in 0..w.rng.between(0, 2) {
-        let (at, by_s) = (w.at(), w.rng.between(35, 5_000));
+        let (at, by_s) = (w.at(), w.rng.between(35, JUMP_MAX_S));
         let by_s = if w.rng.percent(50) { by_s } else { -by_s };
         w.put(at, What::ClockJump { by_s, lasts_s: 7_200 });
         for _ in 0..2 {
@@ -400,7 +403,13 @@ fn pairs(w: &mut Writer<'_>) {
         if w.rng.percent(50) {
             w.put(at, What::Trouble { kind: Trouble::InventoryOld, lasts_s: 28 });
         }
-        let second = if w.rng.percent(40) { first.clone() } else { w.cluster() };
+        // The same, its neighbour of the same team, or anybody's.
+        let next = w.clusters.iter().position(|c| *c == first).map_or(0, |at| (at + 1) % w.clusters.len());
+        let second = match w.rng.below(3) {
+            0 => first.clone(),
+            1 => w.clusters.get(next).cloned().unwrap_or_default(),
+            _ => w.cluster(),
+        };
         w.put(seconds_later(at, 2), demand(&first));
         let when = seconds_later(at, w.rng.between(4, 24));
         w.put(when, demand(&second));

@@ -4,7 +4,7 @@ use troop_policies::plan::DayPlan;
 
 use super::*;
 use crate::fixture::{calendar, day_key, inventory, policy, policy_with, windows};
-use crate::plan::{FIRE_WITHIN_S, PlanInput, due, join, plan_day, scopes_of};
+use crate::plan::{ByTeam, FIRE_WITHIN_S, PlanInput, due, join, plan_day, scopes_of};
 
 const WEB: &str = "prod/us-east-1/checkout-web";
 const TUESDAYS: &str = "[[apps.checkout.drills]]\ncron = \"30 10 * * tue\"\nmonkey = \"chaos\"\n";
@@ -20,7 +20,8 @@ struct World {
 }
 
 fn world(policy: Policy) -> World {
-    let scopes = scopes_of(&policy, &[inventory("us-east-1", &["checkout-pci-v000", "checkout-web-v001"])]);
+    let scopes =
+        scopes_of(&policy, &ByTeam::of(&[inventory("us-east-1", &["checkout-pci-v000", "checkout-web-v001"])]));
     World { calendar: calendar(&policy), policy, scopes }
 }
 

@@ -34,6 +34,7 @@ pub(super) fn asked(book: &mut Book, state: &State, ask: &Ask<'_>) {
 fn cause_text(intent: &Intent) -> String {
     match &intent.cause {
         Cause::Draw { day, draw_key, .. } => format!("drawn {day} for {draw_key}"),
+        Cause::Drill { day, monkey, .. } => format!("{monkey} of {day}"),
         Cause::Demand { actor, outside_window, .. } => format!("asked for by {actor}, outside: {outside_window}"),
         Cause::Push { .. } | Cause::Upkeep { .. } => String::new(),
     }
@@ -45,9 +46,14 @@ fn kill(book: &Book, intent: &Intent, group: &GroupName, instance: &InstanceId, 
     let app = policy.apps.get(group.app())?;
     let (day, drawn) = match &intent.cause {
         Cause::Draw { day, .. } => (*day, true),
+        Cause::Drill { day, .. } => (*day, false),
         Cause::Demand { .. } | Cause::Push { .. } | Cause::Upkeep { .. } => {
             (calendar::civil_day(policy, intent.at), false)
         }
+    };
+    let drill = match &intent.cause {
+        Cause::Drill { monkey, .. } => Some(monkey.clone()),
+        Cause::Draw { .. } | Cause::Demand { .. } | Cause::Push { .. } | Cause::Upkeep { .. } => None,
     };
     let heals = SignedDuration::try_from(app.heals_within).unwrap_or(SignedDuration::ZERO);
     Some(Kill {
@@ -57,6 +63,7 @@ fn kill(book: &Book, intent: &Intent, group: &GroupName, instance: &InstanceId, 
         draw_key: intent.cause.draw_key().unwrap_or_default().to_owned(),
         day,
         drawn,
+        drill,
         group: group.clone(),
         instance: instance.clone(),
         zone: None,
@@ -80,7 +87,7 @@ fn wrongs(book: &Book, state: &State, ask: &Ask<'_>, kill: &Kill) -> Vec<Wrong> 
         wrong.extend(capacity(book, state, app, kill, group));
     }
     wrong.extend(lock(ask, chaos, kill));
-    if kill.drawn {
+    if kill.drawn || kill.drill.is_some() {
         wrong.extend(drawn(ask, kill));
     }
     wrong
@@ -152,6 +159,9 @@ fn history(book: &Book, ask: &Ask<'_>, policy: &Policy, chaos: &ChaosPolicy, kil
     let mut of_scope = book.kills.iter().filter(|k| k.draw_key == kill.draw_key);
     if kill.drawn && of_scope.clone().any(|k| k.drawn && k.day == kill.day) {
         wrong.push(("I15", "a second drawn kill of a day".to_owned()));
+    }
+    if kill.drill.is_some() && of_scope.clone().any(|k| k.drill == kill.drill && k.day == kill.day) {
+        wrong.push(("I15", "a drill for the second time on its day".to_owned()));
     }
     let last = of_scope.next_back();
     if let Some(last) = last.filter(|_| kill.drawn) {
@@ -245,9 +255,11 @@ fn lock(ask: &Ask<'_>, chaos: &ChaosPolicy, kill: &Kill) -> Option<Wrong> {
 /// I20: the plan says so, at this minute.
 fn drawn(ask: &Ask<'_>, kill: &Kill) -> Option<Wrong> {
     let Some(plan) = &ask.plan else { return Some(("I20", "the ledger holds no plan of the day".to_owned())) };
-    let entry = plan.entries.iter().find(|e| e.draw_key == kill.draw_key && e.monkey == "chaos");
+    let monkey = kill.drill.as_deref().unwrap_or("chaos");
+    let entry = plan.entries.iter().find(|e| e.draw_key == kill.draw_key && e.monkey == monkey);
     let Some(entry) = entry else { return Some(("I20", "the plan has no such entry".to_owned())) };
-    let chosen = entry.verdict == PlanVerdict::Chosen && entry.fell == Some(true) && !entry.missed;
+    let chosen =
+        entry.verdict == PlanVerdict::Chosen && !entry.missed && (kill.drill.is_some() || entry.fell == Some(true));
     let by_its_clock = later(kill.at, SignedDuration::from_millis(ask.skew_ms));
     let due = entry.at.is_some_and(|at| (-1..=FIRES_WITHIN_S).contains(&by_its_clock.duration_since(at).as_secs()));
     (!chosen || !due).then(|| ("I20", format!("the plan does not say so: {}", entry.why)))

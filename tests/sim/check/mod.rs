@@ -70,10 +70,10 @@ impl<'a> Ask<'a> {
         let open: Vec<_> = ledger.open_pushes().await.unwrap_or_default().into_iter().filter_map(parse).collect();
         let push = match &intent.cause {
             Cause::Push { push, .. } => open.iter().find(|(number, _)| number == push).cloned(),
-            Cause::Draw { .. } | Cause::Demand { .. } | Cause::Upkeep { .. } => None,
+            Cause::Draw { .. } | Cause::Drill { .. } | Cause::Demand { .. } | Cause::Upkeep { .. } => None,
         };
         let plan = match &intent.cause {
-            Cause::Draw { team, day, .. } => {
+            Cause::Draw { team, day, .. } | Cause::Drill { team, day, .. } => {
                 let stored = ledger.plan(&day.to_string(), team.as_str()).await.ok().flatten();
                 stored.and_then(|stored| serde_json::from_value(stored.body).ok())
             }
@@ -112,6 +112,8 @@ pub struct Kill {
     pub draw_key: String,
     pub day: Date,
     pub drawn: bool,
+    /// The plan's entry that it was a drill of.
+    pub drill: Option<String>,
     pub group: GroupName,
     pub instance: InstanceId,
     pub zone: Option<ZoneName>,
@@ -231,7 +233,8 @@ impl Book {
         let ill = flaws.age_s > troop_policies::gates::INVENTORY_MAX_AGE_S
             || (flaws.missing >= 5 && flaws.missing * 5 >= flaws.of);
         if ill {
-            self.seen_ill.entry(plane).or_insert(at);
+            let since = flaws.since.unwrap_or(at);
+            self.seen_ill.entry(plane).or_insert(since);
         } else {
             self.seen_ill.remove(&plane);
             self.seen_well.insert(plane, at);
@@ -257,7 +260,7 @@ impl Book {
             self.wrong("I10", state.now, format!("`{}` was asked for without an open intent", intent.step));
         }
         match &intent.cause {
-            Cause::Draw { .. } | Cause::Demand { .. } => kills::asked(self, state, ask),
+            Cause::Draw { .. } | Cause::Drill { .. } | Cause::Demand { .. } => kills::asked(self, state, ask),
             Cause::Push { push, .. } => pushes::asked(self, state, ask, *push),
             Cause::Upkeep { .. } => {
                 if let Step::CancelEntry { instance, .. } = &intent.step {
@@ -286,6 +289,7 @@ impl Book {
             let by = match &intent.cause {
                 Cause::Push { push, .. } => format!("push {push}"),
                 Cause::Draw { .. } => "draw".to_owned(),
+                Cause::Drill { .. } => "drill".to_owned(),
                 Cause::Demand { .. } => "demand".to_owned(),
                 Cause::Upkeep { .. } => "upkeep".to_owned(),
             };

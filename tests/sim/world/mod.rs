@@ -94,6 +94,8 @@ pub struct Troubles {
     pub zones_down: Timestamp,
     /// Old views are of this moment.
     pub old_since: Timestamp,
+    /// Since when pictures are halved or cut.
+    pub short_since: Timestamp,
     pub silent_since: Timestamp,
 }
 
@@ -113,6 +115,7 @@ impl Troubles {
             forgetful: no,
             zones_down: no,
             old_since: no,
+            short_since: no,
             silent_since: no,
         }
     }

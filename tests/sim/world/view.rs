@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use troop_cloud::Traffic;
 use troop_policies::inventory::{Group, Inventory};
 use troop_policies::{ClusterName, GroupName};
@@ -17,6 +17,8 @@ const ANSWERS_A_SECOND: u64 = 20;
 pub struct Flaws {
     /// Seconds since it was true.
     pub age_s: i64,
+    /// Since when it differs like that, where that is known.
+    pub since: Option<Timestamp>,
     pub missing: usize,
     pub of: usize,
 }
@@ -31,9 +33,12 @@ impl State {
             groups.clone_from(old);
             let age = self.now.duration_since(self.troubles.old_since);
             flaws.age_s = age.as_secs();
+            let too_old = SignedDuration::from_secs(troop_policies::gates::INVENTORY_MAX_AGE_S);
+            flaws.since = self.troubles.old_since.checked_add(too_old).ok();
             read_at = now.checked_sub(age).unwrap_or(now);
         }
         if self.now < self.troubles.inventory_half {
+            flaws.since = Some(self.troubles.short_since);
             for group in groups.values_mut() {
                 flaws.of += group.members.len();
                 let shown = group.members.len() / 2;
@@ -42,6 +47,7 @@ impl State {
             }
         }
         if self.now < self.troubles.inventory_cut {
+            flaws.since = Some(self.troubles.short_since);
             let shown = groups.len() / 2;
             let cut: Vec<_> = groups.keys().skip(shown).cloned().collect();
             flaws.of = groups.values().map(|g| g.members.len()).sum();

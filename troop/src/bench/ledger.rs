@@ -18,7 +18,8 @@ use troop_policies::{AccountName, GroupName, InstanceId, RegionName, TeamName, Z
 use super::{BenchError, Machine, Report, Spread, Times, rate};
 use crate::clock;
 use crate::serve::act;
-use crate::serve::core::new_intent_id;
+use crate::serve::core::intent_id;
+use crate::serve::host;
 
 /// Acts at a time, in the rounds one after the other: alone, and as many as a busy control plane ever has in hand.
 const AT_ONCE: [u32; 2] = [1, 8];
@@ -117,7 +118,7 @@ async fn record(ledger: &Ledger) -> Result<(Duration, Duration), BenchError> {
 }
 
 fn kill() -> Result<Intent, String> {
-    let id = new_intent_id()?;
+    let id = intent_id(host::random()?)?;
     let made = || {
         Ok::<_, BadId>(Intent {
             id,

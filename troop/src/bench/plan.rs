@@ -249,16 +249,18 @@ async fn control_plane(dir: &std::path::Path) -> Result<Arc<Core>, BenchError> {
     let stamp = move || Stamp { at: of_ledger.at(clock::real_now()), real_at: clock::real_now() };
     let ledger = Ledger::open(&state.ledger(), Arc::new(stamp)).await?;
     let account = AccountName::new("local").map_err(|e| failed(e.to_string()))?;
-    Ok(Core::new(Parts {
-        policies_dir: dir.join("policies"),
-        state,
-        site: Site::embedded_default(),
-        ledger,
-        world: Arc::new(NoWorld { account }),
-        calendar,
-        secret: Ok(SiteSecret::from_bytes([7; 32])),
-        dial: Dial::Direct,
-    }))
+    Ok(Core::new(
+        Parts {
+            policies_dir: dir.join("policies"),
+            state,
+            site: Site::embedded_default(),
+            ledger,
+            world: Arc::new(NoWorld { account }),
+            calendar,
+            secret: Ok(SiteSecret::from_bytes([7; 32])),
+        },
+        Dial::Direct,
+    ))
 }
 
 /// A cloud that refuses: planning asks nothing of it.

@@ -222,5 +222,13 @@ pub fn body(value: &impl serde::Serialize) -> serde_json::Value {
 /// # Errors
 /// When the system has no random numbers; then nothing may be done.
 pub fn new_intent_id(core: &Core) -> Result<IntentId, String> {
-    IntentId::new(hex::encode(core.host.random()?)).map_err(|e| e.to_string())
+    intent_id(core.host.random()?)
+}
+
+/// An intent's id of these bits.
+///
+/// # Errors
+/// Never, as ids are made; they are checked all the same.
+pub fn intent_id(bits: [u8; 16]) -> Result<IntentId, String> {
+    IntentId::new(hex::encode(bits)).map_err(|e| e.to_string())
 }

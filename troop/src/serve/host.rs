@@ -56,6 +56,16 @@ pub struct Process {
     pub holds: Holds,
 }
 
+/// 128 random bits of the system's.
+///
+/// # Errors
+/// When it has none.
+pub fn random() -> Result<[u8; 16], String> {
+    let mut bytes = [0; 16];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).map_err(|e| e.to_string())?;
+    Ok(bytes)
+}
+
 impl Host for Process {
     fn now(&self) -> Timestamp {
         clock::real_now()
@@ -66,9 +76,7 @@ impl Host for Process {
     }
 
     fn random(&self) -> Result<[u8; 16], String> {
-        let mut bytes = [0; 16];
-        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).map_err(|e| e.to_string())?;
-        Ok(bytes)
+        random()
     }
 
     fn spawn(&self, task: BoxFuture<'static, ()>) {

@@ -107,6 +107,7 @@ impl Stage {
             clusters: [(cluster, self.groups[to % self.groups.len()].clone())].into(),
             checks: self.groups.iter().flatten().map(check).collect(),
             being_killed: Vec::new(),
+            drained: Vec::new(),
         })
     }
 
