@@ -2,4 +2,6 @@
 
 pub mod peer;
 pub mod router;
+#[cfg(test)]
+mod strangers;
 pub mod types;

@@ -96,7 +96,7 @@ pub fn unavailable(why: String) -> Router {
     Router::new().fallback(async move || answer)
 }
 
-fn yours(why: impl Into<String>) -> ApiError {
+pub(crate) fn yours(why: impl Into<String>) -> ApiError {
     ApiError { kind: ErrorKind::Yours, message: why.into(), hint: None }
 }
 

@@ -11,6 +11,7 @@ use http::{Method, Request, Response, StatusCode, request};
 use http_body_util::{Either, Full};
 use hyper::body::{Body as _, Incoming};
 use tokio::time::Instant;
+use troop_http::Phase;
 
 use super::bodies::{Answer, Late, Lease, Lent};
 use super::headers;
@@ -123,7 +124,8 @@ async fn attempt(
     };
     let written = connection.written();
     let bodyless = body.is_none();
-    let (lent, progress, back) = Lent::new(body);
+    let client = parts.extensions.get::<Arc<Phase>>().cloned();
+    let (lent, progress, back) = Lent::new(body, client);
     let sent = tokio::select! {
         sent = connection.sender.try_send_request(Request::from_parts(parts, lent)) => sent,
         late = progress.late() => return Err(match late {

@@ -2,6 +2,7 @@
 
 mod lost;
 mod stage;
+mod strangers;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
