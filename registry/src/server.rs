@@ -1,6 +1,5 @@
 //! The registry as a service: its table read from disk, kept while it runs, and left on disk when it stops.
 
-use std::future::IntoFuture as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,8 +32,6 @@ pub enum RegistryError {
     Lease(Duration),
     #[error("the registry's table cannot be used")]
     Table(#[from] SavedError),
-    #[error("the registry cannot serve its socket")]
-    Serve(#[source] std::io::Error),
 }
 
 /// Serves the registry on `listener` until `stop`, with its table in `table_file`.
@@ -44,7 +41,7 @@ pub enum RegistryError {
 ///
 /// # Errors
 /// [`RegistryError`] when the lease is out of range, the saved table cannot be read (it is never replaced by an empty
-/// one), the socket fails, or the last save does.
+/// one), or the last save fails.
 pub async fn serve(
     listener: TcpListener,
     table_file: PathBuf,
@@ -66,19 +63,18 @@ pub async fn serve(
     // Says at the start, not at the first override, that the disk does not take the table.
     shared.save_always().await?;
 
-    let server = axum::serve(listener, http::router(shared.clone()));
-    let server = server.with_graceful_shutdown(stop.clone().cancelled_owned()).into_future();
+    let server = http::accept(listener, http::router(shared.clone()), stop.clone());
     let too_late = async {
         stop.cancelled().await;
         tokio::time::sleep(STOP_WITHIN).await;
     };
-    let served = tokio::select! {
-        served = server => served.map_err(RegistryError::Serve),
-        () = too_late => Ok(()),
-        () = keep(&shared) => Ok(()),
-    };
+    tokio::select! {
+        () = server => {}
+        () = too_late => {}
+        () = keep(&shared) => {}
+    }
     shared.save().await?;
-    served
+    Ok(())
 }
 
 /// Evicts, and saves what may wait, once a tick, for ever.

@@ -17,6 +17,8 @@ use jiff::{Span, ZonedDateTime};
 const DEPTH_MAX: usize = 8;
 /// Longest event taken. A shutdown of a year is no holiday but a mistake in `DTEND`.
 const EVENT_DAYS_MAX: i32 = 366;
+/// Most days off taken of one file: half a century in which no day is a workday. A megabyte of events could name millions.
+const DATES_MAX: usize = 20_000;
 /// Characters of an event's name kept: it stands in tables and logs.
 const NAME_MAX_CHARS: usize = 80;
 
@@ -34,11 +36,11 @@ pub(crate) struct Holidays {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Yearly {
-    name: String,
-    first: Date,
-    days: i32,
+    pub(crate) name: String,
+    pub(crate) first: Date,
+    pub(crate) days: i32,
     /// The last day on which one may start.
-    until: Option<Date>,
+    pub(crate) until: Option<Date>,
 }
 
 impl Holidays {
@@ -77,44 +79,55 @@ fn days_between(a: Date, b: Date) -> i32 {
 pub(crate) fn read(text: &str, zone: &TimeZone) -> Result<Holidays, String> {
     // One kind of line end: the parser looks for the next CRLF first and would swallow lines of a mixed file.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text).replace("\r\n", "\n").replace('\r', "\n");
+    let mut lines = event_lines(&text)?.into_iter();
     let text = unfold(&text);
-    depth(&text)?;
     let roots = read_components(text.trim()).map_err(|e| parse_error(&e))?;
     let mut holidays = Holidays::default();
     for root in &roots {
         if !root.name.as_str().eq_ignore_ascii_case("VCALENDAR") {
-            return Err(format!("it begins with `{}` in place of VCALENDAR", root.name.as_str()));
+            return Err(plain(&format!("it begins with `{}` in place of VCALENDAR", root.name.as_str())));
         }
         for event in root.components.iter().filter(|c| c.name.as_str().eq_ignore_ascii_case("VEVENT")) {
-            let name = name(event)?;
-            add(&mut holidays, event, &name, zone).map_err(|why| format!("event `{name}`: {why}"))?;
+            let line = lines.next().map(|line| format!("line {line}: ")).unwrap_or_default();
+            let name = name(event).map_err(|why| format!("{line}an event: {why}"))?;
+            let added = add(&mut holidays, event, &name, zone);
+            added.map_err(|why| plain(&format!("{line}event `{name}`: {why}")))?;
         }
     }
     Ok(holidays)
 }
 
-fn depth(text: &str) -> Result<(), String> {
-    let begins = |line: &str| line.get(..6).is_some_and(|s| s.eq_ignore_ascii_case("BEGIN:"));
-    let ends = |line: &str| line.get(..4).is_some_and(|s| s.eq_ignore_ascii_case("END:"));
+/// A reason that quotes the file, without what would spoil a terminal.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// The lines on which the calendar's events begin; refuses what is nested too deep for the parser.
+fn event_lines(text: &str) -> Result<Vec<usize>, String> {
+    let mut lines = Vec::new();
     let mut open = 0_usize;
-    for line in text.lines().map(str::trim_start) {
-        if begins(line) {
+    for (number, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if let Some(what) = line.get(..6).filter(|s| s.eq_ignore_ascii_case("BEGIN:")).map(|_| &line[6..]) {
+            if open == 1 && what.eq_ignore_ascii_case("VEVENT") {
+                lines.push(number + 1);
+            }
             open += 1;
-        } else if ends(line) {
+        } else if line.get(..4).is_some_and(|s| s.eq_ignore_ascii_case("END:")) {
             open = open.saturating_sub(1);
         }
         if open > DEPTH_MAX {
-            return Err(format!("its components are nested more than {DEPTH_MAX} deep"));
+            return Err(format!("line {}: its components are nested more than {DEPTH_MAX} deep", number + 1));
         }
     }
-    Ok(())
+    Ok(lines)
 }
 
 /// The parser's own message repeats the text over many lines; the first names the place.
 fn parse_error(error: &str) -> String {
     let line = error.lines().find(|l| l.contains("at line")).unwrap_or("it cannot be parsed");
     let line: String = line.trim().chars().take(120).collect();
-    format!("it is no iCalendar text: {line}")
+    plain(&format!("it is no iCalendar text: {line}"))
 }
 
 /// The one property of this name. iCalendar allows none of those asked for here twice.
@@ -153,6 +166,9 @@ fn add(holidays: &mut Holidays, event: &Component<'_>, name: &str, zone: &TimeZo
             for offset in 0..days {
                 let day = first.checked_add(Span::new().days(offset)).map_err(|e| e.to_string())?;
                 holidays.dates.entry(day).or_insert_with(|| name.to_owned());
+            }
+            if holidays.dates.len() > DATES_MAX {
+                return Err(format!("with it the file names more than {DATES_MAX} days"));
             }
         }
         (Some(rule), Moment::Day(_)) => {
@@ -397,7 +413,7 @@ mod tests {
             "RECURRENCE-ID;VALUE=DATE:20261225",
         ] {
             let why = refused(&format!("{day}{rule}"));
-            assert!(why.starts_with("event `Xmas`: "), "{rule}: {why}");
+            assert!(why.starts_with("line 4: event `Xmas`: "), "{rule}: {why}");
             assert!(why.contains("not understood"), "{rule}: {why}");
         }
         assert!(refused("DTSTART:20261225T000000Z\r\nRRULE:FREQ=YEARLY").contains("must be all-day"));
@@ -419,11 +435,25 @@ mod tests {
             let told = refused(event);
             assert!(told.contains(why), "{event}: {told}");
         }
+        assert!(refused("SUMMARY:x").starts_with("line 4: event `x`: "), "{}", refused("SUMMARY:x"));
         for text in ["", "hello", "BEGIN:VCALENDAR\n", "BEGIN:VEVENT\nDTSTART:20261225\nEND:VEVENT\n"] {
             assert!(read(text, &new_york()).is_err(), "{text:?} was taken");
         }
         let nested = "BEGIN:VCALENDAR\n".repeat(100_000);
         assert!(read(&nested, &new_york()).unwrap_err().contains("deep"));
+    }
+
+    #[test]
+    fn a_file_that_names_every_day_for_centuries_is_refused() {
+        let years = (1..=60).map(|n| {
+            let (from, until) = (1970 + n, 1971 + n);
+            format!("DTSTART;VALUE=DATE:{from}0101\r\nDTEND;VALUE=DATE:{until}0101")
+        });
+        let events: Vec<String> = years.collect();
+        let all: Vec<&str> = events.iter().map(String::as_str).collect();
+        assert_eq!(read(&calendar(&all[..54]), &new_york()).unwrap().dates.len(), 54 * 365 + 14);
+        let why = read(&calendar(&all), &new_york()).unwrap_err();
+        assert!(why.contains("more than 20000 days") && why.starts_with("line 220: "), "{why}");
     }
 
     #[test]

@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use cargo_metadata::{DependencyKind, MetadataCommand};
 
 /// The layer of every package. An arrow points to a lower layer only, never sideways or up (docs/architecture.md).
-const LAYERS: [(&str, u32); 9] = [
+const LAYERS: [(&str, u32); 10] = [
     ("troop-policies", 1),
+    ("troop-http", 1),
     ("troop-scheduler", 2),
     ("troop-cloud", 2),
     ("troop-registry", 2),

@@ -13,6 +13,7 @@ pub mod exit;
 pub mod load;
 pub mod logging;
 pub mod outside;
+mod policy_text;
 pub mod records;
 pub mod sample_app;
 pub mod serve;

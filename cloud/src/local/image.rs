@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use troop_policies::ImageId;
 
-use self::stage::{Kind, Stage};
+use self::stage::{Kind, Limits, Stage};
 use super::state::write_whole;
 use crate::Image;
 
@@ -58,7 +58,7 @@ pub(crate) enum ImageError {
     #[error("`{path}` is taken as no image: its entry `{entry}` {why}")]
     Entry { path: PathBuf, entry: String, why: &'static str },
     #[error("`{path}` is taken as no image: it holds more than {limit}")]
-    TooLarge { path: PathBuf, limit: &'static str },
+    TooLarge { path: PathBuf, limit: String },
     #[error("the stored image `{path}` cannot be read: {why}; remove that folder and import the image again")]
     Stored { path: PathBuf, why: String },
 }
@@ -103,12 +103,16 @@ pub(crate) fn root_of(images: &Path, id: &ImageId) -> PathBuf {
 /// # Errors
 /// [`ImageError`]; nothing is stored then.
 pub(crate) fn import(images: &Path, path: &Path, now: Timestamp) -> Result<Package, ImageError> {
+    import_within(images, path, now, Limits::default())
+}
+
+fn import_within(images: &Path, path: &Path, now: Timestamp, limits: Limits) -> Result<Package, ImageError> {
     let staged = Staged::new(images)?;
     let root = staged.0.join(ROOT);
     fs::create_dir(&root).map_err(io_error("make", &root))?;
     // Whatever the umask is: instances may run as another user.
     fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).map_err(io_error("make", &root))?;
-    let stage = Stage::fill(&root, path)?;
+    let stage = Stage::fill(&root, path, limits)?;
     let manifest = read_manifest(&root, path, &stage)?;
     let id = identity(&root, &stage)?;
     let home = images.join(id.as_str());
@@ -177,7 +181,13 @@ fn read_manifest(root: &Path, path: &Path, stage: &Stage) -> Result<Manifest, Im
         return Err(bad("the whole", "is longer than 64 KiB"));
     }
     let text = fs::read_to_string(&file).map_err(io_error("read", &file))?;
-    let manifest: Manifest = toml::from_str(&text)
+    parse_manifest(&text, path)
+}
+
+/// Reads and checks a manifest. `path` is what is being imported, for errors.
+fn parse_manifest(text: &str, path: &Path) -> Result<Manifest, ImageError> {
+    let bad = |key, why| ImageError::BadValue { path: path.to_owned(), key, why };
+    let manifest: Manifest = toml::from_str(text)
         .map_err(|source| ImageError::Manifest { path: path.to_owned(), source: Box::new(source) })?;
     for (key, value) in [("name", &manifest.name), ("version", &manifest.version)] {
         if value.is_empty() || value.len() > TEXT_MAX_CHARS {

@@ -115,6 +115,12 @@ impl<'a> Findings<'a> {
         self.found.len()
     }
 
+    /// Whether what was found last begins on the line of `offset`.
+    pub(crate) fn ends_on_line_of(&self, offset: usize) -> bool {
+        let line = |offset| self.lines.number_at(offset);
+        self.found.last().is_some_and(|last| line(last.span.start) == line(offset))
+    }
+
     /// Drops what was found after the first `count` on one of their lines.
     pub(crate) fn keep_apart_from_first(&mut self, count: usize) {
         let later = self.found.split_off(count.min(self.found.len()));

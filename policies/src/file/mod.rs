@@ -17,6 +17,7 @@ mod raw_site;
 mod scalar;
 mod schema;
 mod site;
+mod syntax;
 mod template;
 mod tree;
 
@@ -40,6 +41,8 @@ use diagnostic::Findings;
 pub const FILE_BYTES_MAX: usize = 1024 * 1024;
 /// The holiday calendars that a policy may name. The scheduler computes exactly these.
 pub const KNOWN_CALENDARS: [&str; 4] = ["us-federal", "england-wales", "de-federal", "fr"];
+
+const OUR_BUG: &str = "this is a bug of Troop: please report it, with the file";
 
 /// Reads a team's policy file. `name` is the file's path as it shall be shown.
 ///
@@ -111,11 +114,16 @@ where
         return Err(too_large(name, text.len()));
     }
     let mut out = Findings::new(name, text);
-    let (mut tree, broken) = DeTable::parse_recoverable(text);
+    let (mut tree, mut broken) = DeTable::parse_recoverable(text);
+    broken.sort_by_key(|error| error.span().map_or(0, |span| span.start));
     for error in &broken {
         let span = error.span().unwrap_or(0..0);
-        let hint = syntax_hint(error.message(), text.get(span.clone()).unwrap_or(""));
-        out.error(span, error.message().to_owned(), hint);
+        // The second of a line follows from the first.
+        if out.ends_on_line_of(span.start) {
+            continue;
+        }
+        let (message, hint) = syntax::in_words(error.message(), text.get(span.clone()).unwrap_or(""));
+        out.error(span, message, Some(hint.to_owned()));
     }
     let syntax_errors = out.count();
     let written = tree.get_ref().clone();
@@ -126,12 +134,12 @@ where
         Ok(raw) => lower(raw, &written, &mut out),
         Err(error) => {
             // The check above lets nothing through that the types refuse; should it ever, the file does not count.
-            out.error(error.span().unwrap_or(0..0), error.message().to_owned(), None);
+            out.error(error.span().unwrap_or(0..0), error.message().to_owned(), Some(OUR_BUG.to_owned()));
             None
         }
     };
     if lowered.is_none() && !out.has_errors() {
-        out.error(0..0, "the file could not be read, and Troop cannot say why: this is a bug of Troop", None);
+        out.error(0..0, "the file could not be read, and Troop cannot say why", Some(OUR_BUG.to_owned()));
     }
     let failed = out.has_errors();
     // What follows from a broken line is noise: on the lines of syntax errors only these are told.
@@ -144,22 +152,7 @@ where
 
 fn too_large(name: &str, bytes: usize) -> Vec<Diagnostic> {
     let mut out = Findings::new(name, "");
-    out.error(0..0, format!("the file has {bytes} bytes; {FILE_BYTES_MAX} is the most"), None);
+    let hint = "a policy has some kilobytes; is this another file?".to_owned();
+    out.error(0..0, format!("the file has {bytes} bytes; {FILE_BYTES_MAX} is the most"), Some(hint));
     out.into_sorted()
-}
-
-fn syntax_hint(message: &str, marked: &str) -> Option<String> {
-    if message.contains("duplicate key") {
-        return Some("each key and each [table] stands once; only [[lists]] repeat".to_owned());
-    }
-    if message.contains("string values must be quoted") {
-        let is_missing = marked.trim().is_empty();
-        let hint = if is_missing {
-            "a value is missing"
-        } else {
-            "put it into quotes; only numbers, true and false stand without"
-        };
-        return Some(hint.to_owned());
-    }
-    None
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -212,6 +212,12 @@ fn holidays(raw: &RawHolidays, out: &mut Findings<'_>) -> Holidays {
         if !file.get().ends_with(".ics") {
             let hint = "export the calendar as iCalendar; the file's name ends with .ics".to_owned();
             out.error(file.span(), format!("`{}` is no iCalendar file", shown(file.get())), Some(hint));
+        } else if !Path::new(file.get())
+            .components()
+            .all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+        {
+            let hint = "put a copy beside this file, and name it by its path from here".to_owned();
+            out.error(file.span(), format!("`{}` leads out of this file's folder", shown(file.get())), Some(hint));
         }
     }
     let mut dates = BTreeSet::new();
@@ -265,10 +271,10 @@ pub(crate) fn named<T>(
         Ok(name) => Some(name),
         Err(bad) => {
             let (message, hint) = match bad.text.as_str() {
-                "" => (format!("the {} is empty", bad.kind), None),
-                text => (format!("`{}` is no {}", shown(text), bad.kind), Some(bad.why.to_owned())),
+                "" => (format!("the {} is empty", bad.kind), "write it between the quotes"),
+                text => (format!("`{}` is no {}", shown(text), bad.kind), bad.why),
             };
-            out.error(text.span(), message, hint);
+            out.error(text.span(), message, Some(hint.to_owned()));
             None
         }
     }
@@ -298,7 +304,12 @@ pub(crate) fn bounded(
     if (least..=most).contains(&value) {
         return Some(value);
     }
+    let hint = if value < least {
+        format!("write \"{}\" or more", written(least))
+    } else {
+        format!("write \"{}\" or less", written(most))
+    };
     let (least, most) = (written(least), written(most));
-    out.error(text.span(), format!("`{key}` must be between {least} and {most}"), None);
+    out.error(text.span(), format!("`{key}` must be between {least} and {most}"), Some(hint));
     None
 }

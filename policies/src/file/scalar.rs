@@ -218,9 +218,13 @@ pub(crate) fn duration(text: &str) -> Result<Duration, Bad> {
         let letters = rest[digits..].bytes().take_while(u8::is_ascii_alphabetic).count();
         let (number, unit) = (&rest[..digits], &rest[digits..digits + letters]);
         let Some(at) = units.iter().position(|(name, _)| *name == unit) else { return wrong() };
-        let Ok(number) = number.parse::<u64>() else { return wrong() };
-        let Some(sum) = number.checked_mul(units[at].1).and_then(|ms| total_ms.checked_add(ms)) else {
-            return bad("the duration is too long", "");
+        if number.is_empty() {
+            return wrong();
+        }
+        // Digits that are no number are too many of them.
+        let in_ms = number.parse::<u64>().ok().and_then(|number| number.checked_mul(units[at].1));
+        let Some(sum) = in_ms.and_then(|ms| total_ms.checked_add(ms)) else {
+            return bad("the duration is too long", "nothing here lasts for more than days");
         };
         total_ms = sum;
         units = &units[at + 1..];
@@ -250,7 +254,7 @@ pub(crate) fn percent(text: &str) -> Result<f64, Bad> {
         number.starts_with(|c: char| c.is_ascii_digit()) && number.bytes().all(|b| b.is_ascii_digit() || b == b'.');
     match number.trim().parse::<f64>() {
         Ok(value) if plain && (0.0..=100.0).contains(&value) => Ok(value),
-        Ok(value) if plain && value > 100.0 => bad("a share cannot be over 100%", ""),
+        Ok(value) if plain && value > 100.0 => bad("a share cannot be over 100%", "100% is all there is"),
         Ok(_) | Err(_) => bad("not a share", "for example \"2%\" or \"0.5%\""),
     }
 }
@@ -288,10 +292,12 @@ pub(crate) fn date(text: &str) -> Result<Date, Bad> {
     let number = |at: Range<usize>| text[at].parse::<i16>().unwrap_or(-1);
     let (month, day) = (i8::try_from(number(5..7)), i8::try_from(number(8..10)));
     match (month, day) {
-        (Ok(month), Ok(day)) => {
-            Date::new(number(0..4), month, day).or_else(|_| bad("there is no such day in the calendar", ""))
+        (Ok(month), Ok(day)) => Date::new(number(0..4), month, day).or_else(|_| {
+            bad("there is no such day in the calendar", "months have 28 to 31 days, in the order year, month, day")
+        }),
+        (Err(_), _) | (_, Err(_)) => {
+            bad("there is no such day in the calendar", "months have 28 to 31 days, in the order year, month, day")
         }
-        (Err(_), _) | (_, Err(_)) => bad("there is no such day in the calendar", ""),
     }
 }
 

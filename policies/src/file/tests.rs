@@ -2,6 +2,7 @@
 
 mod any;
 mod docs;
+mod limits;
 
 use super::*;
 use crate::names::AppName;
@@ -148,7 +149,7 @@ fn bad_policies(rows: &[(&str, &str)]) -> String {
     for (old, new) in rows {
         let text = with(SHOP, old, new);
         let Err(found) = parse_policy("policies/shop.toml", &text) else { panic!("`{new}` was taken") };
-        assert!(found.iter().all(|d| d.severity == Severity::Error));
+        assert!(found.iter().all(|d| d.severity == Severity::Error && d.hint.is_some()), "{found:?}");
         told += &format!(
             "### {old} -> {}\n{}\n\n",
             if new.is_empty() { "(nothing)" } else { new },
@@ -487,6 +488,7 @@ fn a_site_file_with_mistakes_is_refused() {
     for (old, new) in rows {
         let text = with(SITE, old, new);
         let Err(found) = parse_site("troop.toml", &text) else { panic!("`{new}` was taken") };
+        assert!(found.iter().all(|d| d.hint.is_some()), "{found:?}");
         told += &format!(
             "### {old} -> {}\n{}\n\n",
             if new.is_empty() { "(nothing)" } else { new },

@@ -15,6 +15,8 @@ use super::diagnostic::{Findings, is_harmless, shown};
 const TEXT_CHARS_MAX: u64 = 500;
 /// How alike two keys must be (Jaro-Winkler) for one to be offered for the other.
 const ALIKE: f64 = 0.8;
+/// What to do about lists past their bounds.
+const TOO_MANY: &str = "people must be able to read this file: keep less in it, or let several teams keep one each";
 /// Titles of texts that TOML can also write without quotes.
 const DATETIME_TITLES: [&str; 3] = ["time", "date", "date and time"];
 
@@ -49,7 +51,8 @@ fn check_table(
     if let Some(most) = schema.get("maxProperties").and_then(Value::as_u64)
         && u64::try_from(table.len()).unwrap_or(u64::MAX) > most
     {
-        out.error(span, format!("`[{path}]` holds {} entries; {most} is the most", table.len()), None);
+        let message = format!("`[{path}]` holds {} entries; {most} is the most", table.len());
+        out.error(span, message, Some(TOO_MANY.to_owned()));
         return table.clear();
     }
     let others = schema.get("additionalProperties").filter(|s| s.is_object());
@@ -149,7 +152,8 @@ fn check_array(
     }
     let unique = schema.get("uniqueItems").is_some();
     if let Some(most) = schema.get("maxItems").and_then(Value::as_u64).filter(|most| count > *most && !unique) {
-        out.error(span, format!("`{}` holds {count} entries; {most} is the most", named.name), None);
+        let message = format!("`{}` holds {count} entries; {most} is the most", named.name);
+        out.error(span, message, Some(TOO_MANY.to_owned()));
         return false;
     }
     let mut kept = DeArray::new();
@@ -161,7 +165,8 @@ fn check_array(
         }
         let text = item.get_ref().as_str().map(str::to_owned);
         if let Some(text) = text.filter(|text| unique && !seen.insert(text.clone())) {
-            out.error(span, format!("`{}` stands twice in `{}`", shown(&text), named.name), None);
+            let message = format!("`{}` stands twice in `{}`", shown(&text), named.name);
+            out.error(span, message, Some("remove one of the two".to_owned()));
             continue;
         }
         kept.push(item);
@@ -171,7 +176,8 @@ fn check_array(
         .and_then(Value::as_u64)
         .filter(|most| unique && u64::try_from(seen.len()).unwrap_or(u64::MAX) > *most)
     {
-        out.error(span, format!("`{}` holds {count} entries; {most} is the most", named.name), None);
+        let message = format!("`{}` holds {count} entries; {most} is the most", named.name);
+        out.error(span, message, Some(TOO_MANY.to_owned()));
         return false;
     }
     *array = kept;
@@ -201,10 +207,12 @@ fn text_problem(text: &str, schema: &Value, named: &Named<'_>) -> Option<Problem
     let count = u64::try_from(text.chars().count()).unwrap_or(u64::MAX);
     let most = schema.get("maxLength").and_then(Value::as_u64).unwrap_or(TEXT_CHARS_MAX);
     if count > most {
-        return Some((format!("`{name}` has {count} characters; {most} is the most"), None));
+        let hint = format!("shorten it to {most} characters");
+        return Some((format!("`{name}` has {count} characters; {most} is the most"), Some(hint)));
     }
     let least = schema.get("minLength").and_then(Value::as_u64).unwrap_or(0);
-    (count < least).then(|| (format!("`{name}` is empty"), None))
+    let hint = "write something between the quotes, for whoever reads it".to_owned();
+    (count < least).then(|| (format!("`{name}` is empty"), Some(hint)))
 }
 
 fn integer_problem(number: Option<i64>, schema: &Value, named: &Named<'_>) -> Option<Problem> {
@@ -217,10 +225,15 @@ fn integer_problem(number: Option<i64>, schema: &Value, named: &Named<'_>) -> Op
             Some((format!("`{name}` must be {least}"), Some(format!("this Troop reads only {name} = {least}"))))
         }
         Some(number) if number < least => {
-            let hint = (name == "kills_per_day").then(|| "to hurt nothing, keep `leashed = true`".to_owned());
-            Some((format!("`{name}` must be at least {least}"), hint))
+            let hint = match name {
+                "kills_per_day" => "to hurt nothing, keep `leashed = true`".to_owned(),
+                _ => format!("write {name} = {least} or more"),
+            };
+            Some((format!("`{name}` must be at least {least}"), Some(hint)))
         }
-        Some(_) | None => Some((format!("`{name}` can be {most} at most"), None)),
+        Some(_) | None => {
+            Some((format!("`{name}` can be {most} at most"), Some(format!("write {name} = {most} or less"))))
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! Source: Eureka's REST operations (the wiki of Netflix/eureka and its `resources` package). Netflix serves them under
 //! `/eureka/v2`, Spring Cloud and py-eureka-client use `/eureka`; both work here.
 
+mod accept;
 mod answer;
 mod eureka;
 mod shape;
@@ -18,6 +19,8 @@ use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post, put};
 
 use crate::shared::Shared;
+
+pub(crate) use accept::accept;
 
 /// Largest body taken, in bytes. Registrations of real clients have two to five thousand; metadata may double that.
 const BODY_BYTES_MAX: usize = 64 * 1_024;

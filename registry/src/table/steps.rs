@@ -11,6 +11,10 @@ use super::{Changed, Effect, Key, Save, Table, after};
 /// How long an intent's outcome is remembered. Troop resolves what is in doubt within minutes of coming back.
 pub(crate) const STEPS_KEPT: SignedDuration = SignedDuration::from_hours(24);
 
+/// Most steps remembered. A push has about ten, so these are two thousand pushes a day; whoever can reach the registry can
+/// make it remember one.
+pub(crate) const STEPS_MAX: usize = 20_000;
+
 /// What became of an intent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Remembered {
@@ -31,6 +35,10 @@ impl Table {
             let outcome = known.outcome.clone();
             // Its first save may have failed, and the asker counts on what is answered now.
             return self.effect(outcome, Save::First);
+        }
+        if self.steps.len() >= STEPS_MAX {
+            let why = format!("the registry remembers {STEPS_MAX} steps of the last day and no more; nothing was done");
+            return self.effect(Outcome::refused(why), Save::No);
         }
         let outcome = match &intent.step {
             Step::OverrideGroup { group, out_of_service } => {
@@ -90,6 +98,11 @@ impl Table {
     /// Ends all doubt about an intent: it was carried out, or it never will be.
     pub(crate) fn resolve(&mut self, id: &IntentId, now: Timestamp) -> Effect<Outcome> {
         let never = || Outcome::refused("the registry never saw it");
+        if self.steps.len() >= STEPS_MAX && !self.steps.contains_key(id) {
+            // Nothing would keep it from being carried out later.
+            let why = "the registry never saw it, and has no room to remember that it is given up";
+            return self.effect(Outcome::unknown(why), Save::No);
+        }
         let known =
             self.steps.entry(id.clone()).or_insert_with(|| Remembered { at: now, step: None, outcome: never() });
         let outcome = known.outcome.clone();

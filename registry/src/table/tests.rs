@@ -463,3 +463,27 @@ proptest! {
         prop_assert_eq!(again.hash(), table.hash());
     }
 }
+
+#[test]
+fn no_more_steps_are_remembered_than_there_is_room_for() {
+    let mut table = table();
+    for number in 0..steps::STEPS_MAX {
+        drop(table.resolve(&IntentId::new(format!("{number:032x}")).unwrap(), at(0)));
+    }
+    let known = IntentId::new(format!("{:032x}", 0)).unwrap();
+    let never = Outcome::refused("the registry never saw it");
+    assert_eq!(table.resolve(&known, at(1)).answer, never, "what is remembered is answered still");
+    let new = IntentId::new("ff").unwrap();
+    assert!(matches!(table.resolve(&new, at(1)).answer, Outcome::Unknown { .. }));
+    let step = Step::OverrideGroup { group: GroupName::new("shop-v001").unwrap(), out_of_service: true };
+    let intent = Intent {
+        id: new,
+        account: AccountName::new("local").unwrap(),
+        region: RegionName::new("r1").unwrap(),
+        step,
+        cause: Cause::Upkeep { reason: "a test".to_owned() },
+        at: at(1),
+    };
+    assert!(matches!(table.perform(&intent, at(1)).answer, Outcome::Refused { .. }));
+    assert_eq!(table.hash(), "", "and nothing was done");
+}

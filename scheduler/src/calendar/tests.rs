@@ -145,7 +145,9 @@ fn listed_dates_and_files_are_holidays() {
     let weekly = file.replace("END:VEVENT", "RRULE:FREQ=WEEKLY\nEND:VEVENT");
     let bad = Calendar::new(&policy, &BTreeMap::from([(path, weekly)])).unwrap_err().to_string();
     assert!(
-        bad.starts_with("the calendar file `holidays/company.ics` cannot be used: event `Founders' Day`: RRULE"),
+        bad.starts_with(
+            "the calendar file `holidays/company.ics` cannot be used: line 2: event `Founders' Day`: RRULE"
+        ),
         "{bad}"
     );
     let mut unknown = policy;

@@ -1,5 +1,8 @@
 //! The control plane's HTTP/JSON API, `/api/v1`, on STATE/run/control.sock.
 
+pub(crate) mod limits;
 pub mod peer;
 pub mod router;
+#[cfg(test)]
+mod strangers;
 pub mod types;

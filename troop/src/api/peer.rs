@@ -4,6 +4,7 @@
 //! What travels over the pair: one message a connection, four bytes of uid in little endian with the connection as
 //! `SCM_RIGHTS`. The kernel joins no two messages that carry descriptors, and the reader asks for exactly four bytes.
 
+use std::error::Error;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -11,13 +12,13 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Body;
+use axum::response::IntoResponse as _;
 use axum::{Extension, Router};
 use bytes::Bytes;
 use http::header;
 use http_body_util::Full;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::service::{Service as _, service_fn};
 use hyper_util::service::TowerToHyperService;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
@@ -25,31 +26,43 @@ use rustix::net::{
 };
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use troop_http::{Limits, Place, Places, buffered};
 
-use super::router::status;
+use super::router::{REQUEST_BYTES_MAX, status, yours};
 use super::types::{Actor, ApiError, ErrorKind};
 
-/// A request's head must come within this, and a connection kept open must bring its next within it.
-const HEAD_WITHIN: Duration = Duration::from_secs(10);
+/// What a connection may cost.
+const LIMITS: Limits = Limits {
+    // Both ends are on one machine.
+    head_within: Duration::from_secs(10),
+    // Our own client sends some hundred bytes.
+    head_bytes_max: 16 << 10,
+    fields_max: 64,
+    // A command asks at once; the console's page asks every second.
+    idle_for: Duration::from_secs(10),
+    silent_for: Duration::from_secs(10),
+};
+/// How long a body may take. It has 64 KiB at most and does not leave the machine.
+const BODY_WITHIN: Duration = Duration::from_secs(5);
 /// What answers in flight get when the control plane stops. Acts go on in their own tasks.
 const FINISH_WITHIN: Duration = Duration::from_millis(400);
 /// How long a connection that nobody can serve may take to be told so.
 const TURNED_AWAY_WITHIN: Duration = Duration::from_secs(5);
-/// Connections being told so at once; more wait in the socket's own queue.
+/// Connections being told so at once; when there are more, those that ask nothing leave.
 const TURNED_AWAY_MAX: usize = 64;
 /// After a failed accept (no descriptors left), so that the loop does not spin.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
-/// Connections served at once. A command needs one, for a moment; the rest wait.
+/// Connections served at once. A command needs one, for a moment. When there are more, those that keep us waiting leave.
 const CONNECTIONS_MAX: usize = 256;
 
 /// Accepts on the control socket and passes each connection with its peer's uid to whoever `passing` names.
 ///
 /// While it names nobody, or that process is gone, the connection is answered 503. Never returns.
 pub async fn accept_and_pass(control: UnixListener, passing: watch::Receiver<Option<Arc<OwnedFd>>>) {
-    let turned_away = Arc::new(Semaphore::new(TURNED_AWAY_MAX));
+    let turned_away = Places::new(TURNED_AWAY_MAX);
     loop {
         let stream = match control.accept().await {
             Ok((stream, _)) => stream,
@@ -67,11 +80,8 @@ pub async fn accept_and_pass(control: UnixListener, passing: watch::Receiver<Opt
         };
         if let Err(error) = passed {
             tracing::debug!(%error, "a connection could not be passed on");
-            let Ok(place) = Arc::clone(&turned_away).acquire_owned().await else { return };
-            tokio::spawn(async move {
-                turn_away(stream).await;
-                drop(place);
-            });
+            let place = turned_away.take().await;
+            tokio::spawn(turn_away(stream, place));
         }
     }
 }
@@ -90,7 +100,7 @@ fn pass(serve: &OwnedFd, stream: &UnixStream, uid: u32) -> io::Result<()> {
 }
 
 /// Answers one request with 503 and closes.
-async fn turn_away(stream: UnixStream) {
+async fn turn_away(stream: UnixStream, place: Place) {
     let answer = ApiError {
         kind: ErrorKind::CouldNotAsk,
         message: "the control plane is being started".to_owned(),
@@ -105,10 +115,12 @@ async fn turn_away(stream: UnixStream) {
             .body(Full::new(body.clone()));
         std::future::ready(answer)
     });
-    let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    let connection = troop_http::serve(stream, service, place, &LIMITS, CancellationToken::new());
     match tokio::time::timeout(TURNED_AWAY_WITHIN, connection).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "a connection was not told that nobody serves"),
+        Ok(Err(ended)) => {
+            tracing::debug!(error = &ended as &dyn Error, "a connection was not told that nobody serves");
+        }
         Err(_) => tracing::debug!("a connection asked nothing"),
     }
 }
@@ -190,20 +202,20 @@ pub async fn serve_direct(listener: UnixListener, router: Router, stop: Cancella
 }
 
 async fn serve_all(source: Source, router: Router, stop: CancellationToken) -> io::Result<()> {
+    let places = Places::new(CONNECTIONS_MAX);
     let mut served = JoinSet::new();
     let ended = loop {
-        let has_room = served.len() < CONNECTIONS_MAX;
-        tokio::select! {
+        let Some(place) = stop.run_until_cancelled(places.take()).await else { break Ok(()) };
+        let connection = tokio::select! {
             () = stop.cancelled() => break Ok(()),
-            Some(_) = served.join_next() => {}
-            connection = source.next(), if has_room => match connection {
-                Ok(Some((stream, uid))) => {
-                    served.spawn(serve_one(stream, uid, router.clone(), stop.clone()));
-                }
-                Ok(None) => break Ok(()),
-                Err(e) => break Err(e),
-            },
+            connection = source.next() => connection,
+        };
+        match connection {
+            Ok(Some((stream, uid))) => drop(served.spawn(serve_one(stream, uid, place, router.clone(), stop.clone()))),
+            Ok(None) => break Ok(()),
+            Err(e) => break Err(e),
         }
+        while served.try_join_next().is_some() {}
     };
     // Whoever is left after this is cut off; what it asked for goes on, or was never begun.
     let finished = async { while served.join_next().await.is_some() {} };
@@ -213,22 +225,19 @@ async fn serve_all(source: Source, router: Router, stop: CancellationToken) -> i
     ended
 }
 
-async fn serve_one(stream: UnixStream, uid: u32, router: Router, stop: CancellationToken) {
-    let router = router.layer(Extension(actor(uid).await));
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_WITHIN)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    tokio::pin!(connection);
-    let ended = tokio::select! {
-        ended = &mut connection => ended,
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+async fn serve_one(stream: UnixStream, uid: u32, place: Place, router: Router, stop: CancellationToken) {
+    let router = TowerToHyperService::new(router.layer(Extension(actor(uid).await)));
+    let service = service_fn(|request| {
+        let router = router.clone();
+        async move {
+            match buffered(request, REQUEST_BYTES_MAX, BODY_WITHIN).await {
+                Ok(request) => router.call(request.map(Body::new)).await,
+                Err(refused) => Ok(yours(refused.to_string()).into_response()),
+            }
         }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, uid, "a connection ended badly");
+    });
+    if let Err(ended) = troop_http::serve(stream, service, place, &LIMITS, stop).await {
+        tracing::debug!(error = &ended as &dyn Error, uid, "a connection ended badly");
     }
 }
 

@@ -11,6 +11,7 @@ use http::StatusCode;
 use http::request::Parts;
 use serde::{Deserialize, Serialize};
 
+use super::limits;
 use super::types::{
     Actor, AdoptedMark, ApiError, ControlPlane, DeployAnswer, DeployRequest, ErrorKind, ExplainView, ImageView,
     InstanceView, KillAnswer, KillRequest, LiveView, PushView, RollbackAnswer, RollbackRequest,
@@ -96,7 +97,7 @@ pub fn unavailable(why: String) -> Router {
     Router::new().fallback(async move || answer)
 }
 
-fn yours(why: impl Into<String>) -> ApiError {
+pub(crate) fn yours(why: impl Into<String>) -> ApiError {
     ApiError { kind: ErrorKind::Yours, message: why.into(), hint: None }
 }
 
@@ -154,6 +155,7 @@ async fn explain(
     query: Result<Query<ExplainQuery>, QueryRejection>,
 ) -> Answer<Vec<ExplainView>> {
     let Query(query) = query.map_err(|e| yours(e.body_text()))?;
+    limits::target(&query.target)?;
     control.explain(&query.target).await.map(Json)
 }
 
@@ -170,32 +172,45 @@ async fn images(State(control): Control) -> Answer<Vec<ImageView>> {
 }
 
 async fn kill(State(control): Control, Who(actor): Who, body: Body<KillRequest>) -> Answer<KillAnswer> {
-    control.kill(take(body)?, actor).await.map(Json)
+    let request = take(body)?;
+    request.within_limits()?;
+    control.kill(request, actor).await.map(Json)
 }
 
 async fn deploy(State(control): Control, Who(actor): Who, body: Body<DeployRequest>) -> Answer<DeployAnswer> {
-    control.deploy(take(body)?, actor).await.map(Json)
+    let request = take(body)?;
+    request.within_limits()?;
+    control.deploy(request, actor).await.map(Json)
 }
 
 async fn rollback(State(control): Control, Who(actor): Who, body: Body<RollbackRequest>) -> Answer<RollbackAnswer> {
-    control.rollback(take(body)?, actor).await.map(Json)
+    let request = take(body)?;
+    request.within_limits()?;
+    control.rollback(request, actor).await.map(Json)
 }
 
 async fn halt(State(control): Control, Who(actor): Who, body: Body<WhyRequest>) -> Answer<DoneAnswer> {
-    control.halt(take(body)?.reason, actor).await.map(|()| DONE)
+    // Stopping is never refused for its words.
+    control.halt(limits::cut_reason(&take(body)?.reason), actor).await.map(|()| DONE)
 }
 
 async fn resume(State(control): Control, Who(actor): Who, body: Body<WhyRequest>) -> Answer<DoneAnswer> {
-    control.resume(take(body)?.reason, actor).await.map(|()| DONE)
+    let WhyRequest { reason } = take(body)?;
+    limits::reason(&reason)?;
+    control.resume(reason, actor).await.map(|()| DONE)
 }
 
 async fn clear(State(control): Control, Who(actor): Who, body: Body<ClearRequest>) -> Answer<DoneAnswer> {
     let ClearRequest { draw_key, reason } = take(body)?;
+    limits::draw_key(&draw_key)?;
+    limits::reason(&reason)?;
     control.clear(draw_key, reason, actor).await.map(|()| DONE)
 }
 
 async fn adopt(State(control): Control, Who(actor): Who, body: Body<WhyRequest>) -> Answer<AdoptAnswer> {
-    let adopted = control.adopt(take(body)?.reason, actor).await?;
+    let WhyRequest { reason } = take(body)?;
+    limits::reason(&reason)?;
+    let adopted = control.adopt(reason, actor).await?;
     Ok(Json(AdoptAnswer { schema: 1, adopted }))
 }
 

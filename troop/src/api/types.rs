@@ -39,6 +39,7 @@ pub enum ErrorKind {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct KillRequest {
     /// A cluster, or an instance id.
     pub target: String,
@@ -68,6 +69,7 @@ pub struct KillAnswer {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct DeployRequest {
     pub cluster: ClusterName,
     /// An id, or the path of a directory or tarball on this machine.
@@ -97,6 +99,7 @@ pub struct DeployAnswer {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RollbackRequest {
     pub cluster: ClusterName,
     pub push: Option<u64>,

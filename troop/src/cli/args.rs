@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+use crate::api::limits::{self, SPAN_MAX};
+
 /// How an answer is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
@@ -24,9 +26,6 @@ impl Output {
         self.format == Format::Json
     }
 }
-
-/// Longest duration taken: a year. What is longer was meant in another unit.
-const SPAN_MAX: Duration = Duration::from_secs(366 * 86_400);
 
 /// Reads a duration such as `500ms`, `30s`, `5m`, `1h30m`, `14d`.
 pub(super) fn span(text: &str) -> Result<Duration, String> {
@@ -76,7 +75,16 @@ pub(super) fn reason(text: &str) -> Result<String, String> {
     if text.is_empty() {
         return Err("say why in some words; it is kept in the ledger".to_owned());
     }
+    limits::reason(text).map_err(|e| e.message)?;
     Ok(text.to_owned())
+}
+
+/// Reads the reason of a halt, of which only so much is kept: stopping is never refused for its words.
+pub(super) fn reason_to_stop(text: &str) -> Result<String, String> {
+    match text.trim() {
+        "" => reason(text),
+        text => Ok(limits::cut_reason(text)),
+    }
 }
 
 #[cfg(test)]
@@ -99,6 +107,18 @@ mod tests {
         for bad in ["", "5", "m", "5x", "5 m", "-5m", "1.5h", "999999999999d", "18446744073709551615w"] {
             assert!(span(bad).is_err(), "{bad} was taken");
         }
+    }
+
+    #[test]
+    fn a_reason_is_some_words_and_stopping_is_not_refused_for_them() {
+        let long = "é".repeat(limits::REASON_CHARS_MAX);
+        assert_eq!(reason(&format!(" {long} ")), Ok(long.clone()));
+        for bad in ["", " ", "a\nb", &format!("{long}x")] {
+            assert!(reason(bad).is_err(), "{bad:?} was taken");
+        }
+        assert_eq!(reason_to_stop(&format!("{long}x")), Ok(long));
+        assert_eq!(reason_to_stop("a\nb"), Ok("a b".to_owned()));
+        assert!(reason_to_stop(" ").is_err());
     }
 
     #[test]

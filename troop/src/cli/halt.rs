@@ -27,7 +27,7 @@ use crate::world::chain;
 #[derive(Debug, Args)]
 pub(super) struct HaltArgs {
     /// Why, for the ledger and for whoever finds it halted
-    #[arg(long, value_name = "WORDS", value_parser = args::reason, help_heading = "Safety")]
+    #[arg(long, value_name = "WORDS", value_parser = args::reason_to_stop, help_heading = "Safety")]
     reason: String,
 }
 

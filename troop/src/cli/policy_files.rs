@@ -6,13 +6,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use troop_policies::TeamName;
-use troop_policies::file::{self, Diagnostic, FILE_BYTES_MAX};
+use troop_policies::file::{self, Diagnostic};
 use troop_policies::policy::Policy;
 use troop_scheduler::calendar::Calendar;
 
 use crate::exit::{CliError, Code};
+use crate::policy_text::{self, Unreadable};
 use crate::ui;
-use crate::world::chain;
 
 /// One file.
 #[derive(Debug)]
@@ -30,10 +30,10 @@ pub(super) struct PolicyFile {
 #[derive(Debug)]
 pub(super) enum Bad {
     /// The file could not be read.
-    Unreadable(String),
+    Unreadable(Unreadable),
     Mistakes(Vec<Diagnostic>),
     /// The file is right, and a calendar it names is not.
-    Calendar(String),
+    Calendar(Unreadable),
 }
 
 /// Reads a file, or every `*.toml` of a folder.
@@ -50,7 +50,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<PolicyFile>, CliError> {
         CliError::new(Code::Input, format!("could not read `{shown}`: {e}"))
     })?;
     if !meta.is_dir() {
-        let folder = path.parent().unwrap_or(Path::new("."));
+        let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         return Ok(vec![read_one(folder, path)]);
     }
     is_no_source_code(path)?;
@@ -83,12 +83,12 @@ fn read_one(folder: &Path, path: &Path) -> PolicyFile {
         name,
         team: None,
         text: String::new(),
-        result: Err(Bad::Unreadable(String::new())),
+        result: Err(Bad::Mistakes(Vec::new())),
         warnings: Vec::new(),
     };
-    let bytes = match read_bytes(path) {
+    let bytes = match policy_text::read(folder, path) {
         Ok(bytes) => bytes,
-        Err(why) => return PolicyFile { result: Err(Bad::Unreadable(why)), ..file },
+        Err(unreadable) => return PolicyFile { result: Err(Bad::Unreadable(unreadable)), ..file },
     };
     file.text = String::from_utf8_lossy(&bytes).into_owned();
     file.team = file::team_of(&file.text);
@@ -106,25 +106,12 @@ fn read_one(folder: &Path, path: &Path) -> PolicyFile {
     file
 }
 
-fn read_bytes(path: &Path) -> Result<Vec<u8>, String> {
-    let length = fs::metadata(path).map_err(|e| e.to_string())?.len();
-    // One byte more than is allowed is enough for the parser to say so, with the size.
-    if length > 16 * FILE_BYTES_MAX as u64 {
-        return Err(format!("it has {length} bytes, which is no policy"));
-    }
-    fs::read(path).map_err(|e| e.to_string())
-}
-
-fn calendar(folder: &Path, policy: &Policy) -> Result<Calendar, String> {
+fn calendar(folder: &Path, policy: &Policy) -> Result<Calendar, Unreadable> {
     let mut texts = BTreeMap::new();
     for file in &policy.holidays.files {
-        let bytes = read_bytes(&folder.join(file))
-            .map_err(|e| format!("the calendar file `{}` cannot be read: {e}", file.display()))?;
-        let text =
-            String::from_utf8(bytes).map_err(|_| format!("the calendar file `{}` is not UTF-8", file.display()))?;
-        texts.insert(file.clone(), text);
+        texts.insert(file.clone(), policy_text::calendar(folder, file)?);
     }
-    Calendar::new(policy, &texts).map_err(|e| chain(&e))
+    Calendar::new(policy, &texts).map_err(|e| policy_text::unusable(&e))
 }
 
 impl PolicyFile {
@@ -137,7 +124,9 @@ impl PolicyFile {
         match &self.result {
             Ok(_) => self.warnings.iter().map(|d| d.render(&self.text)).collect(),
             Err(Bad::Mistakes(mistakes)) => mistakes.iter().map(|d| d.render(&self.text)).collect(),
-            Err(Bad::Unreadable(why) | Bad::Calendar(why)) => vec![format!("error: {why}\n --> {}", self.name)],
+            Err(Bad::Unreadable(Unreadable { why, hint }) | Bad::Calendar(Unreadable { why, hint })) => {
+                vec![format!("error: {why}\n --> {}\n  = help: {hint}", self.name)]
+            }
         }
     }
 
@@ -154,7 +143,7 @@ impl PolicyFile {
     pub(super) fn problem(&self) -> Option<&str> {
         match &self.result {
             Ok(_) | Err(Bad::Mistakes(_)) => None,
-            Err(Bad::Unreadable(why) | Bad::Calendar(why)) => Some(why),
+            Err(Bad::Unreadable(unreadable) | Bad::Calendar(unreadable)) => Some(&unreadable.why),
         }
     }
 }

@@ -12,8 +12,8 @@ use troop_policies::file::{self, Diagnostic};
 use troop_policies::policy::Policy;
 use troop_scheduler::calendar::Calendar;
 
-/// Largest policy or calendar file read. A team's policy is a few kilobytes; this is a hundred times that.
-const FILE_MAX_BYTES: u64 = 1 << 20;
+use crate::policy_text;
+
 /// Most policy files in one directory: ten times the teams of a large company.
 const FILES_MAX: usize = 2_000;
 
@@ -72,7 +72,7 @@ impl Policies {
 
 /// Reads the directory. Never fails: what cannot be read is in the result and spares.
 pub fn load(directory: &Path) -> Policies {
-    let read_one = |path: &Path| read_text(directory, path);
+    let read_one = |path: &Path| policy_text::read(directory, path).map_err(|why| why.to_string());
     let paths = match list(directory) {
         Ok(paths) => paths,
         Err(e) => {
@@ -83,18 +83,18 @@ pub fn load(directory: &Path) -> Policies {
     together(directory, paths, &read_one)
 }
 
-/// Policies from texts by file name, as [`load`] makes them of files: for whoever has no directory.
+/// Policies from texts by file name, as [`load`] makes them of files: for whoever has no directory, and no calendars.
 pub fn from_texts(texts: &BTreeMap<String, String>) -> Policies {
     let read_one = |path: &Path| {
         let name = path.to_string_lossy();
-        texts.get(name.as_ref()).cloned().ok_or_else(|| format!("{name} is not there"))
+        texts.get(name.as_ref()).map(|text| text.clone().into_bytes()).ok_or_else(|| format!("{name} is not there"))
     };
     let paths = texts.keys().map(PathBuf::from).filter(|path| path.extension().is_some_and(|e| e == "toml"));
     together(Path::new(""), paths.collect(), &read_one)
 }
 
 /// Reads one file, or says why it cannot be read.
-type ReadOne<'a> = &'a dyn Fn(&Path) -> Result<String, String>;
+type ReadOne<'a> = &'a dyn Fn(&Path) -> Result<Vec<u8>, String>;
 
 fn together(directory: &Path, paths: Vec<PathBuf>, read_one: ReadOne<'_>) -> Policies {
     let mut files: Vec<Loading> = paths.into_iter().map(|path| read(&path, read_one)).collect();
@@ -114,7 +114,7 @@ fn together(directory: &Path, paths: Vec<PathBuf>, read_one: ReadOne<'_>) -> Pol
         files[at].policy = Ok(policy);
     }
     Policies {
-        files: files.into_iter().map(|loading| with_calendar(directory, loading, read_one)).collect(),
+        files: files.into_iter().map(|loading| with_calendar(directory, loading)).collect(),
         problem: None,
     }
 }
@@ -128,14 +128,16 @@ struct Loading {
 }
 
 fn read(path: &Path, read_one: ReadOne<'_>) -> Loading {
-    let shown = path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
-    let text = read_one(path);
-    let team = text.as_ref().ok().and_then(|text| file::team_of(text));
-    let policy = text.as_ref().map_err(Clone::clone).and_then(|text| {
-        file::parse_policy(&shown, text).map(|(policy, _warnings)| policy).map_err(|found| in_words(&found))
-    });
-    let texts = text.ok().map(|text| (path.to_owned(), text)).into_iter().collect();
-    Loading { file: shown, team, policy, texts }
+    let file = path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
+    let bytes = match read_one(path) {
+        Ok(bytes) => bytes,
+        Err(why) => return Loading { file, team: None, policy: Err(why), texts: BTreeMap::new() },
+    };
+    // Of a file that is not text all through, whose it is may still be readable: whom to spare.
+    let lossy = String::from_utf8_lossy(&bytes).into_owned();
+    let parsed = file::text_of(&file, &bytes).and_then(|text| file::parse_policy(&file, text));
+    let policy = parsed.map(|(policy, _warnings)| policy).map_err(|found| in_words(&found));
+    Loading { file, team: file::team_of(&lossy), policy, texts: BTreeMap::from([(path.to_owned(), lossy)]) }
 }
 
 /// Diagnostics in one line; `troop policy check` shows them with their place in the text.
@@ -163,34 +165,16 @@ fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Reads a file of the directory, refusing what lies outside it behind a link.
-fn read_text(directory: &Path, path: &Path) -> Result<String, String> {
-    let fail = |e: io::Error| format!("{} cannot be read: {e}", path.display());
-    let (root, real) = (directory.canonicalize().map_err(fail)?, path.canonicalize().map_err(fail)?);
-    if !real.starts_with(&root) {
-        return Err(format!("{} leads out of the policies directory", path.display()));
-    }
-    let meta = fs::metadata(&real).map_err(fail)?;
-    if !meta.is_file() {
-        return Err(format!("{} is no file", path.display()));
-    }
-    if meta.len() > FILE_MAX_BYTES {
-        return Err(format!("{} is larger than 1 MiB", path.display()));
-    }
-    String::from_utf8(fs::read(&real).map_err(fail)?).map_err(|_| format!("{} is not UTF-8", path.display()))
-}
-
-fn with_calendar(directory: &Path, loading: Loading, read_one: ReadOne<'_>) -> Loaded {
+fn with_calendar(directory: &Path, loading: Loading) -> Loaded {
     let Loading { file, team, policy, mut texts } = loading;
     let result = policy.and_then(|policy| {
         let mut ics = BTreeMap::new();
         for file in &policy.holidays.files {
-            let path = directory.join(file);
-            let text = read_one(&path)?;
-            texts.insert(path, text.clone());
+            let text = policy_text::calendar(directory, file).map_err(|why| why.to_string())?;
+            texts.insert(directory.join(file), text.clone());
             ics.insert(file.clone(), text);
         }
-        let calendar = Calendar::new(&policy, &ics).map_err(|e| crate::world::chain(&e))?;
+        let calendar = Calendar::new(&policy, &ics).map_err(|e| policy_text::unusable(&e).to_string())?;
         Ok(Arc::new(TeamPolicy { policy, calendar }))
     });
     Loaded { file, team, result, texts }
@@ -224,6 +208,32 @@ mod tests {
         let bad = &policies.files[2];
         assert_eq!(bad.team.as_ref().map(TeamName::as_str), Some("search"));
         assert!(bad.result.as_ref().unwrap_err().starts_with("c.toml:"), "{:?}", bad.result);
+    }
+
+    #[test]
+    fn a_file_that_is_not_text_all_through_spares_its_team_too() {
+        let folder = folder(&[("a.toml", GOOD)]);
+        fs::write(folder.path().join("b.toml"), b"team = \"search\"\nowner = \"caf\xe9\"\n").unwrap();
+        let policies = load(folder.path());
+        let bad = &policies.files[1];
+        assert_eq!(bad.team.as_ref().map(TeamName::as_str), Some("search"));
+        assert!(bad.result.as_ref().unwrap_err().starts_with("b.toml:2:13: from here on"), "{:?}", bad.result);
+        let good = policies.good().next().unwrap();
+        assert!(good.policy.apps.values().all(|app| app.refused.as_ref().is_some_and(|why| why.contains("b.toml"))));
+    }
+
+    #[test]
+    fn a_directory_that_vanishes_opts_nothing_in_any_more() {
+        let folder = folder(&[("a.toml", GOOD)]);
+        let policies = folder.path().join("policies");
+        fs::create_dir(&policies).unwrap();
+        fs::rename(folder.path().join("a.toml"), policies.join("a.toml")).unwrap();
+        let before = load(&policies);
+        assert_eq!(before.good().count(), 1);
+        fs::rename(&policies, folder.path().join("elsewhere")).unwrap();
+        let after = load(&policies);
+        assert!(!after.same_as(&before) && after.good().next().is_none());
+        assert!(after.problem.is_some_and(|why| why.contains("cannot be read")));
     }
 
     #[test]

@@ -247,6 +247,32 @@ async fn a_ledger_that_is_not_the_clouds_spares_and_refuses_pushes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policies_directory_that_vanishes_spares_until_it_is_back() {
+    let (home, world) = (Home::new(), Fake::new());
+    let minute = drawn_minute(&home, &world).await;
+    let core = home.control_plane(&world, &minute).await;
+    let (policies, elsewhere) = (home.dir.path().join("policies"), home.dir.path().join("elsewhere"));
+    std::fs::rename(&policies, &elsewhere).unwrap();
+    super::reload(&core).await;
+    let mut planner = planner::Planner::default();
+    for _ in 0..3 {
+        plan_and_fire(&core, &mut planner).await;
+    }
+    let control = Control(Arc::clone(&core));
+    assert!(control.kill(kill("x"), ana()).await.is_err());
+    assert_eq!(world.count("terminate"), 0);
+    assert!(core.troubles().iter().any(|t| t.starts_with("policies: ") && t.contains("cannot be read")));
+    std::fs::rename(&elsewhere, &policies).unwrap();
+    super::reload(&core).await;
+    until("killed", async || {
+        plan_and_fire(&core, &mut planner).await;
+        world.count("terminate") == 1
+    })
+    .await;
+    assert!(!core.troubles().iter().any(|t| t.starts_with("policies: ")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kill_outside_the_window_needs_to_be_said_and_is_recorded() {
     let (home, world) = (Home::new(), Fake::new());
     let core = home.control_plane(&world, "2026-11-24T18:00:00Z").await;

@@ -10,6 +10,7 @@ use http::StatusCode;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use troop_http::Phase;
 
 use super::lock;
 use super::table::Shared;
@@ -42,6 +43,12 @@ impl Given {
     }
 }
 
+/// What a client that sends slowly must bring, in bytes for each second that it was waited for: a tenth of what a bad
+/// mobile connection does. Less holds a connection to an instance on purpose.
+const BODY_BYTES_PER_S_MIN: f64 = 1_024.0;
+/// How long a client may be waited for in all before its pace is asked for: it may think between two pieces.
+const PACE_AFTER: Duration = Duration::from_secs(30);
+
 /// A request's body, lent to a connection. Comes back unless the connection has taken more of it than is kept.
 #[derive(Debug)]
 pub(super) struct Lent {
@@ -51,6 +58,8 @@ pub(super) struct Lent {
     /// All that went or goes before `rest`; `None` once that is too much, or what cannot be kept.
     kept: Option<BytesMut>,
     progress: Arc<Progress>,
+    /// The client's connection, which must know when we wait for it.
+    client: Option<Arc<Phase>>,
     back: Option<oneshot::Sender<Option<Given>>>,
 }
 
@@ -61,24 +70,34 @@ pub(super) struct Progress(Mutex<State>);
 #[derive(Debug, Clone, Copy)]
 struct State {
     last: Instant,
-    waits_for_client: bool,
+    waits_for_client: Option<Instant>,
+    /// How long the client was waited for, before that.
+    waited: Duration,
+    bytes: u64,
     client_broke_off: bool,
 }
 
 impl Lent {
     /// The receiver gets the body back when the connection has done with it, as far as it can be given again.
-    pub(super) fn new(given: Given) -> (Self, Arc<Progress>, oneshot::Receiver<Option<Given>>) {
-        let state = State { last: Instant::now(), waits_for_client: false, client_broke_off: false };
-        let progress = Arc::new(Progress(Mutex::new(state)));
+    /// `client` is the connection that the body comes from, where it is known.
+    pub(super) fn new(
+        given: Given,
+        client: Option<Arc<Phase>>,
+    ) -> (Self, Arc<Progress>, oneshot::Receiver<Option<Given>>) {
+        let progress = Arc::new(Progress(Mutex::new(State::new())));
         let (back, receiver) = oneshot::channel();
         let Given { again, rest } = given;
         let kept = Some(BytesMut::from(&again[..]));
-        (Self { again, rest, kept, progress: Arc::clone(&progress), back: Some(back) }, progress, receiver)
+        let lent = Self { again, rest, kept, progress: Arc::clone(&progress), client, back: Some(back) };
+        (lent, progress, receiver)
     }
 }
 
 impl Drop for Lent {
     fn drop(&mut self) {
+        if let Some(client) = &self.client {
+            client.wants_body(false);
+        }
         let rest = self.rest.take();
         let given = self.kept.take().map(|kept| Given { again: kept.freeze(), rest });
         if let Some(back) = self.back.take() {
@@ -113,13 +132,10 @@ impl Body for Lent {
         }
         let Some(body) = &mut self.rest else { return Poll::Ready(None) };
         let polled = Pin::new(body).poll_frame(cx);
-        let mut state = lock(&self.progress.0);
-        state.waits_for_client = polled.is_pending();
-        if let Poll::Ready(piece) = &polled {
-            state.last = Instant::now();
-            state.client_broke_off = matches!(piece, Some(Err(_)));
+        lock(&self.progress.0).polled(&polled);
+        if let Some(client) = &self.client {
+            client.wants_body(polled.is_pending());
         }
-        drop(state);
         if let Poll::Ready(Some(piece)) = &polled {
             self.keep(piece);
         }
@@ -154,16 +170,46 @@ impl Progress {
         lock(&self.0).client_broke_off
     }
 
-    /// Returns once nothing has moved for [`ANSWER_WITHIN`].
+    /// Returns once nothing has moved for [`ANSWER_WITHIN`], or the client's pace is none.
     pub(super) async fn late(&self) -> Late {
         loop {
-            let seen = *lock(&self.0);
-            tokio::time::sleep_until(seen.last + ANSWER_WITHIN).await;
-            let now = *lock(&self.0);
-            if now.last == seen.last {
-                return if now.waits_for_client { Late::Client } else { Late::Instance };
+            let (at, late) = lock(&self.0).late_at();
+            if at <= Instant::now() {
+                return late;
+            }
+            tokio::time::sleep_until(at).await;
+        }
+    }
+}
+
+impl State {
+    fn new() -> Self {
+        let waited = Duration::ZERO;
+        Self { last: Instant::now(), waits_for_client: None, waited, bytes: 0, client_broke_off: false }
+    }
+
+    fn polled(&mut self, polled: &Poll<Option<Result<Frame<Bytes>, hyper::Error>>>) {
+        let now = Instant::now();
+        match polled {
+            Poll::Pending => drop(self.waits_for_client.get_or_insert(now)),
+            Poll::Ready(piece) => {
+                self.last = now;
+                self.waited += self.waits_for_client.take().map_or(Duration::ZERO, |since| now - since);
+                let bytes = piece.iter().flatten().filter_map(Frame::data_ref).map(Bytes::len).sum::<usize>();
+                self.bytes = self.bytes.saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
+                self.client_broke_off = matches!(piece, Some(Err(_)));
             }
         }
+    }
+
+    /// When somebody is late if nothing moves until then, and who.
+    fn late_at(&self) -> (Instant, Late) {
+        let still = self.last + ANSWER_WITHIN;
+        let Some(since) = self.waits_for_client else { return (still, Late::Instance) };
+        #[expect(clippy::cast_precision_loss, reason = "an estimate; a body of 2^53 bytes is fast enough")]
+        let paid_for = Duration::try_from_secs_f64(self.bytes as f64 / BODY_BYTES_PER_S_MIN).unwrap_or(Duration::MAX);
+        let patience = paid_for.max(PACE_AFTER).saturating_sub(self.waited);
+        (still.min(since.checked_add(patience).unwrap_or(still)), Late::Client)
     }
 }
 
@@ -261,17 +307,44 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_instance_is_late_only_after_its_time_and_a_client_is_not_mistaken_for_it() {
-        let (_lent, progress, _back) = Lent::new(Given::default());
+        let (_lent, progress, _back) = Lent::new(Given::default(), None);
         let began = Instant::now();
         assert_eq!(progress.late().await, Late::Instance);
         assert_eq!(began.elapsed(), ANSWER_WITHIN);
-        lock(&progress.0).waits_for_client = true;
+        lock(&progress.0).polled(&Poll::Pending);
         assert_eq!(progress.late().await, Late::Client);
+    }
+
+    /// Gives `piece` once every `pause`, until it is too late or an hour has passed.
+    async fn sends(piece: &'static [u8], pause: Duration) -> Option<Duration> {
+        let (_lent, progress, _back) = Lent::new(Given::default(), None);
+        let began = Instant::now();
+        let client = async {
+            loop {
+                lock(&progress.0).polled(&Poll::Pending);
+                tokio::time::sleep(pause).await;
+                lock(&progress.0).polled(&Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(piece))))));
+            }
+        };
+        let hour = Duration::from_secs(3600);
+        tokio::select! {
+            late = progress.late() => { assert_eq!(late, Late::Client); Some(began.elapsed()) }
+            () = client => None,
+            () = tokio::time::sleep(hour) => None,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_trickles_is_late_and_one_with_pauses_is_not() {
+        let trickle = sends(b"x", Duration::from_secs(1)).await.unwrap();
+        assert!(trickle >= PACE_AFTER && trickle <= PACE_AFTER + ANSWER_WITHIN, "{trickle:?}");
+        assert_eq!(sends(&[0; 64 * 1_024], Duration::from_secs(25)).await, None);
+        assert_eq!(sends(b"x", ANSWER_WITHIN * 2).await, Some(ANSWER_WITHIN));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_body_that_moves_gives_the_instance_its_time_anew() {
-        let (_lent, progress, _back) = Lent::new(Given::default());
+        let (_lent, progress, _back) = Lent::new(Given::default(), None);
         let began = Instant::now();
         let moves = async {
             tokio::time::sleep(ANSWER_WITHIN / 2).await;
@@ -284,7 +357,7 @@ mod tests {
     #[tokio::test]
     async fn what_was_kept_goes_first_and_comes_back_again() {
         let given = Given { again: Bytes::from_static(b"abc"), rest: None };
-        let (mut lent, _progress, back) = Lent::new(given);
+        let (mut lent, _progress, back) = Lent::new(given, None);
         assert_eq!((lent.size_hint().exact(), lent.is_end_stream()), (Some(3), false));
         let piece = lent.frame().await.unwrap().unwrap().into_data().unwrap();
         assert_eq!((&piece[..], lent.size_hint().exact(), lent.is_end_stream()), (&b"abc"[..], Some(0), true));
@@ -295,7 +368,7 @@ mod tests {
 
     #[test]
     fn no_more_is_kept_than_the_limit_and_no_trailers() {
-        let (mut lent, _progress, _back) = Lent::new(Given::default());
+        let (mut lent, _progress, _back) = Lent::new(Given::default(), None);
         let piece = |bytes: usize| Ok(Frame::data(Bytes::from(vec![0; bytes])));
         lent.keep(&piece(KEPT_MAX - 1));
         lent.keep(&piece(1));
@@ -304,14 +377,14 @@ mod tests {
         assert_eq!(lent.kept, None);
         lent.keep(&piece(1));
         assert_eq!(lent.kept, None, "what is lost stays lost");
-        let (mut lent, _progress, _back) = Lent::new(Given::default());
+        let (mut lent, _progress, _back) = Lent::new(Given::default(), None);
         lent.keep(&Ok(Frame::trailers(http::HeaderMap::new())));
         assert_eq!(lent.kept, None);
     }
 
     #[tokio::test]
     async fn no_body_comes_back_as_such_when_the_connection_lets_go() {
-        let (lent, _progress, back) = Lent::new(Given::default());
+        let (lent, _progress, back) = Lent::new(Given::default(), None);
         assert!(lent.is_end_stream());
         drop(lent);
         assert!(back.await.unwrap().unwrap().is_none());

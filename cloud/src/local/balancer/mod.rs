@@ -8,7 +8,7 @@
 //! - `again`: whether a request that was sent and lost goes to another one.
 //! - `bodies`, `headers`: what of a message goes on, both ways.
 //! - `tunnel`: what becomes of a connection that client and instance agree to upgrade.
-//! - `client`: one client's connection, and how long it may dawdle.
+//! - `client`: one client's connection, and what it may cost.
 //! - `health`: the checks and their verdicts.
 //! - `link`: the connection to the cloud process: routes in, reports out.
 //!
@@ -37,10 +37,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
+use troop_http::Places;
 
 use self::health::Checks;
 use self::link::Link;
@@ -56,7 +56,8 @@ const LAST_REPORT_WITHIN: Duration = Duration::from_millis(200);
 const ROUTES_WITHIN: Duration = Duration::from_secs(1);
 /// Pause after a failed accept: the process is out of descriptors, and trying at once would only spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Most clients at a time; more wait in the listener's backlog, where the other worker may take them.
+/// Most clients at a time. When there are more, those that keep us waiting leave; while none does, clients wait in the
+/// listener's backlog, where the other worker may take them.
 const CLIENTS_MAX: u64 = 4096;
 /// Descriptors that are not a client's or its upstream's: the listener, the cloud's socket, checks, the runtime's.
 const OWN_FDS: u64 = 128;
@@ -120,14 +121,12 @@ async fn accept(listener: TcpListener, shared: &Arc<Shared>, clients: &mut JoinS
         () = stop.cancelled() => return,
         _or_not = tokio::time::timeout(ROUTES_WITHIN, shared.routed()) => {}
     }
-    let places = Arc::new(Semaphore::new(clients_max()));
+    let places = Places::new(clients_max());
     loop {
         let place = tokio::select! {
             () = stop.cancelled() => return,
-            place = Arc::clone(&places).acquire_owned() => place,
+            place = places.take() => place,
         };
-        // Never closed; if it were, nobody could be served.
-        let Ok(place) = place else { return };
         let accepted = loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -137,11 +136,7 @@ async fn accept(listener: TcpListener, shared: &Arc<Shared>, clients: &mut JoinS
         };
         match accepted {
             Ok((stream, peer)) => {
-                let serve = client::serve(stream, peer, Arc::clone(shared), stop.clone());
-                clients.spawn(async move {
-                    serve.await;
-                    drop(place);
-                });
+                clients.spawn(client::serve(stream, peer, place, Arc::clone(shared), stop.clone()));
             }
             Err(error) => {
                 tracing::warn!(%error, "could not take a client");

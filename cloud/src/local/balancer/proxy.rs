@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use troop_http::Phase;
 
 use super::again;
 use super::bodies::{Answer, Given, Late, Lease, Lent};
@@ -196,7 +197,8 @@ async fn attempt(
         }
     };
     let written = connection.written();
-    let (lent, progress, back) = Lent::new(body);
+    let client = parts.extensions.get::<Arc<Phase>>().cloned();
+    let (lent, progress, back) = Lent::new(body, client);
     let sent = tokio::select! {
         sent = connection.sender.try_send_request(Request::from_parts(parts, lent)) => sent,
         late = progress.late() => return Err(match late {

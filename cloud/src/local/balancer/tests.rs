@@ -3,6 +3,7 @@
 mod again;
 mod lost;
 mod stage;
+mod strangers;
 mod tunnels;
 
 use std::sync::Arc;

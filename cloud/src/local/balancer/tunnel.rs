@@ -11,6 +11,7 @@ use std::time::Duration;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use troop_http::Phase;
 
 use super::table::Shared;
 use super::upstream::InFlight;
@@ -33,9 +34,10 @@ pub(super) struct Tunnel {
 }
 
 impl Tunnel {
-    /// Passes bytes until either side ends, nothing moves for an hour, or the instance's drain is over. `moved` counts what
-    /// passes the client's socket.
-    pub(super) async fn run(self, moved: impl Fn() -> u64) {
+    /// Passes bytes until either side ends, nothing moves for an hour, the instance's drain is over, or the client's place is
+    /// needed and it takes nothing.
+    pub(super) async fn run(self, client_is: &Phase) {
+        client_is.upgraded();
         let Self { shared, client, instance, in_flight } = self;
         let id = &in_flight.0.instance;
         let both = async { tokio::join!(client, instance) };
@@ -46,7 +48,8 @@ impl Tunnel {
         let why = tokio::select! {
             () = pass(TokioIo::new(client), TokioIo::new(instance)) => "one side ended it",
             () = shared.drained(id) => "the drain is over",
-            () = idle(moved) => "nothing moved",
+            () = idle(|| client_is.moved()) => "nothing moved",
+            () = client_is.left() => "its place was needed",
         };
         tracing::debug!(instance = %id, why, "a tunnel ended");
     }

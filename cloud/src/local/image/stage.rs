@@ -3,23 +3,25 @@
 //! Links are written last and nothing is ever written through one, so an entry cannot leave the folder by a link that
 //! came before it.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read, Seek as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, symlink};
 use std::path::{Component, Path, PathBuf};
+use std::rc::Rc;
 
 use flate2::read::MultiGzDecoder;
 
 use super::{ImageError, io_error};
 
 /// Most content taken. Images here are small services; a root file system by mistake should be an error soon.
-const CONTENT_MAX_BYTES: u64 = 1 << 30;
+const CONTENT_BYTES_MAX: u64 = 1 << 30;
 /// Most entries taken, for the same reason.
 const ENTRIES_MAX: usize = 100_000;
-/// Most bytes read of a tarball, unpacked: the content and a few blocks of header for each entry. Bounds what a small
-/// compressed file can make us read.
-const TAR_MAX_BYTES: u64 = CONTENT_MAX_BYTES + ENTRIES_MAX as u64 * 2048;
+/// Most bytes of a tarball between the contents of two files: headers, and names that did not fit there, which are held in
+/// memory. Paths end at 4 KiB.
+pub(super) const HEADERS_BYTES_MAX: u64 = 64 << 10;
 /// Links followed one after the other, as the kernel's own limit (path_resolution(7)).
 const LINKS_MAX: usize = 40;
 
@@ -31,19 +33,33 @@ pub(super) enum Kind {
     Link { to: PathBuf },
 }
 
+/// What an import may cost.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) content_bytes: u64,
+    pub(super) entries: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { content_bytes: CONTENT_BYTES_MAX, entries: ENTRIES_MAX }
+    }
+}
+
 /// What was staged: every entry by its path from the root, the root itself excepted.
 #[derive(Debug)]
 pub(super) struct Stage {
     pub(super) entries: BTreeMap<PathBuf, Kind>,
     bytes: u64,
+    limits: Limits,
     /// What is being imported, for errors.
     path: PathBuf,
 }
 
 impl Stage {
     /// Copies the directory or tarball at `path` into the empty folder `root`.
-    pub(super) fn fill(root: &Path, path: &Path) -> Result<Self, ImageError> {
-        let mut stage = Self { entries: BTreeMap::new(), bytes: 0, path: path.to_owned() };
+    pub(super) fn fill(root: &Path, path: &Path, limits: Limits) -> Result<Self, ImageError> {
+        let mut stage = Self { entries: BTreeMap::new(), bytes: 0, limits, path: path.to_owned() };
         let meta = fs::metadata(path).map_err(io_error("read", path))?;
         if meta.is_dir() {
             stage.take_folder(root, path, Path::new(""))?;
@@ -104,12 +120,17 @@ impl Stage {
         // By content, not by name: `.tgz`, `.tar.gz` and none at all are all in use.
         let tar: Box<dyn Read> =
             if magic == [0x1f, 0x8b] { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
-        let mut archive = tar::Archive::new(Bounded { tar, left: TAR_MAX_BYTES });
-        for entry in archive.entries().map_err(io_error("read", path))? {
+        let left = Rc::new(Cell::new(0));
+        let mut archive = tar::Archive::new(Bounded { tar, left: Rc::clone(&left) });
+        let mut entries = archive.entries().map_err(io_error("read", path))?;
+        loop {
+            left.set(HEADERS_BYTES_MAX);
+            let Some(entry) = entries.next() else { return Ok(()) };
             let entry = entry.map_err(|e| self.reading(e))?;
+            // One more than allowed, to tell the limit from the end.
+            left.set(self.limits.content_bytes - self.bytes + 1);
             self.take_entry(root, entry)?;
         }
-        Ok(())
     }
 
     fn take_entry<R: Read>(&mut self, root: &Path, entry: tar::Entry<'_, R>) -> Result<(), ImageError> {
@@ -173,8 +194,8 @@ impl Stage {
         {
             self.folder(root, above)?;
         }
-        if self.entries.len() >= ENTRIES_MAX {
-            return Err(ImageError::TooLarge { path: self.path.clone(), limit: "100,000 entries" });
+        if self.entries.len() >= self.limits.entries {
+            return Err(self.too_large(format!("{} entries", self.limits.entries)));
         }
         if self.entries.insert(name.to_owned(), kind).is_some() {
             return Err(self.refuse(name, "is there twice, or lies below a file or link"));
@@ -198,11 +219,11 @@ impl Stage {
         self.note(root, name, Kind::File { executable })?;
         let path = root.join(name);
         let mut file = OpenOptions::new().write(true).create_new(true).open(&path).map_err(io_error("write", &path))?;
-        let left = CONTENT_MAX_BYTES - self.bytes;
+        let left = self.limits.content_bytes - self.bytes;
         // One more than allowed, to tell the limit from the end.
         let copied = io::copy(&mut from.take(left + 1), &mut file).map_err(|e| self.reading(e))?;
         if copied > left {
-            return Err(ImageError::TooLarge { path: self.path.clone(), limit: "1 GiB" });
+            return Err(self.too_large(format!("{} MiB", self.limits.content_bytes >> 20)));
         }
         self.bytes += copied;
         Ok(())
@@ -213,8 +234,8 @@ impl Stage {
             return Err(self.refuse(name, "is a link to an absolute path or to nothing"));
         }
         // Its folder is made when it is written, if nothing else makes it.
-        if self.entries.len() >= ENTRIES_MAX {
-            return Err(ImageError::TooLarge { path: self.path.clone(), limit: "100,000 entries" });
+        if self.entries.len() >= self.limits.entries {
+            return Err(self.too_large(format!("{} entries", self.limits.entries)));
         }
         if self.entries.insert(name.to_owned(), Kind::Link { to }).is_some() {
             return Err(self.refuse(name, "is there twice"));
@@ -275,9 +296,13 @@ impl Stage {
         ImageError::Entry { path: self.path.clone(), entry: entry.display().to_string(), why }
     }
 
+    fn too_large(&self, limit: String) -> ImageError {
+        ImageError::TooLarge { path: self.path.clone(), limit }
+    }
+
     fn reading(&self, error: io::Error) -> ImageError {
         if error.kind() == io::ErrorKind::FileTooLarge {
-            return ImageError::TooLarge { path: self.path.clone(), limit: "1 GiB" };
+            return self.too_large(format!("{} KiB of headers for one entry", HEADERS_BYTES_MAX >> 10));
         }
         io_error("copy", &self.path)(error)
     }
@@ -291,16 +316,14 @@ fn parts_reversed(path: &Path) -> Vec<PathBuf> {
 /// A reader that errs beyond a limit, where `take` would only end.
 struct Bounded {
     tar: Box<dyn Read>,
-    left: u64,
+    left: Rc<Cell<u64>>,
 }
 
 impl Read for Bounded {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let read = self.tar.read(into)?;
-        self.left = self
-            .left
-            .checked_sub(u64::try_from(read).unwrap_or(u64::MAX))
-            .ok_or_else(|| io::Error::from(io::ErrorKind::FileTooLarge))?;
+        let left = self.left.get().checked_sub(u64::try_from(read).unwrap_or(u64::MAX));
+        self.left.set(left.ok_or_else(|| io::Error::from(io::ErrorKind::FileTooLarge))?);
         Ok(read)
     }
 }

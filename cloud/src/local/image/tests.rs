@@ -205,6 +205,43 @@ fn a_small_file_that_unpacks_to_too_much_is_refused() {
 }
 
 #[test]
+fn a_name_that_would_fill_the_memory_is_refused_before_it_is_held() {
+    let long = usize::try_from(stage::HEADERS_BYTES_MAX).unwrap();
+    for (length, too_large) in [(long * 16, true), (long - 2_048, false)] {
+        let desk = desk();
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::GNULongName);
+        header.set_path("././@LongLink").unwrap();
+        header.set_size(u64::try_from(length).unwrap());
+        header.set_cksum();
+        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gz.write_all(header.as_bytes()).unwrap();
+        gz.write_all(&vec![b'x'; length]).unwrap();
+        gz.write_all(&tarball(&[(MANIFEST, tar::EntryType::Regular, "", GOOD)])).unwrap();
+        let path = desk.source.with_extension("tar.gz");
+        fs::write(&path, gz.finish().unwrap()).unwrap();
+        // The shorter one is only a name that no file system takes.
+        let refused = import(&desk.images, &path, now()).unwrap_err();
+        assert_eq!(matches!(refused, ImageError::TooLarge { .. }), too_large, "{refused}");
+        assert_eq!(fs::read_dir(&desk.images).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn content_and_entries_end_at_their_limits() {
+    use tar::EntryType::Regular;
+    let bytes = u64::try_from(GOOD.len()).unwrap();
+    for (content_bytes, entries, fits) in [(bytes + 4, 2, true), (bytes + 3, 2, false), (bytes + 4, 1, false)] {
+        let desk = desk();
+        let path = desk.source.with_extension("tar");
+        fs::write(&path, tarball(&[(MANIFEST, Regular, "", GOOD), ("data", Regular, "", "data")])).unwrap();
+        let imported = import_within(&desk.images, &path, now(), Limits { content_bytes, entries });
+        assert_eq!(imported.is_ok(), fits, "{imported:?}");
+        assert!(fits || matches!(imported, Err(ImageError::TooLarge { .. })), "{imported:?}");
+    }
+}
+
+#[test]
 fn what_is_no_tarball_is_refused() {
     let desk = desk();
     let path = desk.source.with_extension("tar");
