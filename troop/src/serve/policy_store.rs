@@ -113,10 +113,7 @@ fn together(directory: &Path, paths: Vec<PathBuf>, read_one: ReadOne<'_>) -> Pol
     for (at, policy) in at.into_iter().zip(good) {
         files[at].policy = Ok(policy);
     }
-    Policies {
-        files: files.into_iter().map(|loading| with_calendar(directory, loading)).collect(),
-        problem: None,
-    }
+    Policies { files: files.into_iter().map(|loading| with_calendar(directory, loading)).collect(), problem: None }
 }
 
 /// A file on its way to [`Loaded`].

@@ -37,6 +37,9 @@ const VANISHED_MS: u32 = 30_000;
 /// How long a connection is quiet before the client's kernel is asked whether it is there.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(15);
 
+/// A tunnel, and the connection that it holds the place of.
+type Opened = Option<(Tunnel, Arc<Phase>)>;
+
 /// Serves one client until it leaves, dawdles, must leave for others, or `stop`: then the request in flight is finished.
 pub(super) async fn serve(
     stream: TcpStream,
@@ -49,7 +52,7 @@ pub(super) async fn serve(
         return tracing::debug!(%peer, %error, "a client left at once");
     }
     // At most one: a connection that is upgraded has had its last request.
-    let opened: Arc<Mutex<Option<(Tunnel, Arc<Phase>)>>> = Arc::default();
+    let opened: Arc<Mutex<Opened>> = Arc::default();
     let service = service_fn(|request: Request<Incoming>| {
         let (shared, opened) = (Arc::clone(&shared), Arc::clone(&opened));
         let phase = request.extensions().get::<Arc<Phase>>().cloned();
