@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use jiff::civil::Date;
 use troop_ledger::Event;
 use troop_policies::intent::{Intent, Outcome};
 use troop_policies::step::Step;
 use troop_policies::{IntentId, ZoneName};
+use troop_scheduler::drills;
 
 use crate::records::Record;
 use crate::views::history::HistoryRow;
@@ -81,7 +83,7 @@ impl Rows {
                 let row = self.add("spared", event);
                 row.team = Some(team.to_string());
                 row.scope = Some(draw_key);
-                row.by = if demand { event.actor.clone() } else { Some(format!("{monkey}'s draw of {day}")) };
+                row.by = if demand { event.actor.clone() } else { Some(entry_of(&monkey, day)) };
                 row.outcome = Some(gate.name().to_owned());
                 row.detail = Some(why);
             }
@@ -90,7 +92,7 @@ impl Rows {
                 row.team = Some(team.to_string());
                 row.scope = Some(draw_key);
                 row.instance = victim.map(|v| v.to_string());
-                row.by = Some(format!("{monkey}'s draw of {day}"));
+                row.by = Some(entry_of(&monkey, day));
                 row.detail = Some(format!("leashed ({leashed_by}); one of {eligible} eligible"));
             }
             Record::Halted { who, why } => self.words("halted", event, who, why),
@@ -210,6 +212,14 @@ impl Rows {
         row.scope = Some(cluster);
         row.push = Some(push);
         row
+    }
+}
+
+/// Whose minute it was: a monkey's draw, or a drill.
+fn entry_of(monkey: &str, day: Date) -> String {
+    match drills::drilled(monkey) {
+        None => format!("{monkey}'s draw of {day}"),
+        Some(_) => format!("{monkey} of {day}"),
     }
 }
 
@@ -336,18 +346,20 @@ pub(super) mod tests {
 
     #[test]
     fn what_was_spared_says_the_gate_and_who_wanted_it() {
-        let spared = |demand| Record::SparedAtAct {
+        let spared = |monkey: &str, demand| Record::SparedAtAct {
             team: "shop".parse().unwrap(),
             draw_key: "local/r1/hello-web".to_owned(),
-            monkey: "chaos".to_owned(),
+            monkey: monkey.to_owned(),
             day: "2026-11-24".parse().unwrap(),
             gate: Gate::Floor,
             why: "at its floor".to_owned(),
             demand,
         };
-        let joined = rows(vec![event(1, &spared(false)), event(2, &spared(true))]);
+        let all = [spared("chaos", false), spared("chaos", true), spared("drill:chaos@10:30", false)];
+        let joined = rows((1..).zip(&all).map(|(n, record)| event(n, record)).collect());
         assert_eq!(joined.rows[0].by.as_deref(), Some("chaos's draw of 2026-11-24"));
         assert_eq!(joined.rows[1].by.as_deref(), Some("ana"));
+        assert_eq!(joined.rows[2].by.as_deref(), Some("drill:chaos@10:30 of 2026-11-24"));
         assert_eq!(joined.rows[0].outcome.as_deref(), Some("floor"));
     }
 

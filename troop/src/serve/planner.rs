@@ -234,8 +234,13 @@ async fn fire_one(core: &Arc<Core>, team: &Arc<TeamPolicy>, entry: &PlanEntry) {
 
 async fn note_spared(core: &Arc<Core>, wanted: &Wanted, entry: &PlanEntry, spared: &Spared) {
     let (team, draw_key, monkey) = (entry.team.clone(), entry.draw_key.clone(), entry.monkey.clone());
+    let (_, verdict) = act::ask(core, wanted).await;
+    // Carried out before a restart, or by another control plane: that is what became of it, whatever spares now.
+    let is_over = |s: &Spared| matches!(s, Spared::DrawnToday | Spared::DrilledToday { .. });
+    if verdict.answers.iter().filter_map(|a| a.result.as_ref().err()).any(is_over) {
+        return;
+    }
     let record = if let Spared::Leashed { by } = spared {
-        let (_, verdict) = act::ask(core, wanted).await;
         match verdict.only_leashed_by() {
             Some(_) => Record::WouldHave {
                 team,

@@ -67,6 +67,13 @@ async fn a_drill_is_carried_out_once_and_counts_as_a_kill_of_its_scope() {
     let causes = causes(&core).await;
     assert_eq!((&causes[0]["cause"], &causes[0]["monkey"]), (&"drill".into(), &DRILL.into()), "{causes:?}");
 
+    // What spares now is no news about a drill that was carried out.
+    halt::halt(&core, "ana", "over").await.unwrap();
+    starts_again_without_a_kill(&home, &world, 1).await;
+    let events = core.ledger.events(&EventFilter::default()).await.unwrap();
+    assert!(events.iter().all(|e| e.kind != "spared_at_act"), "{events:?}");
+    halt::resume(&core, "ana", "on").await.unwrap();
+
     let tomorrow = home.control_plane(&world, "2026-11-25T00:05:00Z").await;
     plan_and_fire(&tomorrow, &mut planner::Planner::default()).await;
     let drawn = entry(&tomorrow, "2026-11-25", "chaos").await;
