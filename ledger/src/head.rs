@@ -12,6 +12,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::chain;
+use crate::crash;
 use crate::error::LedgerError;
 
 const WORDS: &str = "troop-ledger-head 1";
@@ -94,9 +95,13 @@ pub(crate) fn advance_locked(ledger: &Path, head: &Head) -> Result<(), LedgerErr
     };
     let opened = OpenOptions::new().create(true).write(true).truncate(true).mode(FILE_MODE).open(&new);
     let mut file = opened.map_err(failed("create"))?;
+    crash::point("head: created");
     file.write_all(format!("{WORDS} {} {}\n", head.id, head.hash).as_bytes()).map_err(failed("write"))?;
+    crash::point("head: written");
     file.sync_all().map_err(failed("sync"))?;
+    crash::point("head: synced");
     fs::rename(&new, &path).map_err(failed("rename"))?;
+    crash::point("head: renamed");
     // The rename itself must outlive a power loss.
     let folder = folder(ledger);
     let synced = File::open(folder).and_then(|dir| dir.sync_all());

@@ -4,6 +4,8 @@
 //! a transaction half done: the task ends what it began.
 
 use std::fmt;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -30,6 +32,16 @@ pub(crate) struct Shared {
     /// `None` when opened for reading only.
     clock: Option<Clock>,
     pub(crate) pools: Pools,
+    /// Which file this is, whatever its name comes to mean.
+    file: FileId,
+}
+
+/// Device and inode.
+type FileId = (u64, u64);
+
+fn file_id(path: &Path) -> Result<FileId, LedgerError> {
+    let file = fs::metadata(path).map_err(|e| LedgerError::file("look at", path, e))?;
+    Ok((file.dev(), file.ino()))
 }
 
 impl fmt::Debug for Ledger {
@@ -44,6 +56,14 @@ impl Shared {
     pub(crate) fn now(&self) -> Result<Now, LedgerError> {
         let clock = self.clock.as_ref().ok_or_else(|| LedgerError::ReadOnly { path: self.path.clone() })?;
         Ok(clock().into())
+    }
+
+    /// Makes sure that the file's name is still the file's: what is written to one without a name is lost.
+    pub(crate) fn is_in_place(&self) -> Result<(), LedgerError> {
+        match file_id(&self.path) {
+            Ok(now) if now == self.file => Ok(()),
+            Ok(_) | Err(_) => Err(LedgerError::Replaced { path: self.path.clone() }),
+        }
     }
 }
 
@@ -68,7 +88,8 @@ impl Ledger {
 
     pub(crate) async fn open_waiting(path: &Path, clock: Clock, waits: Waits) -> Result<Self, LedgerError> {
         let pools = open::writable(path, waits).await?;
-        Ok(Self(Arc::new(Shared { path: path.to_owned(), clock: Some(clock), pools })))
+        let file = file_id(path)?;
+        Ok(Self(Arc::new(Shared { path: path.to_owned(), clock: Some(clock), pools, file })))
     }
 
     /// Opens the ledger at `path` for reading. Every write then answers [`LedgerError::ReadOnly`].
@@ -77,7 +98,8 @@ impl Ledger {
     /// As [`Ledger::open`], and [`LedgerError::Missing`].
     pub async fn open_read_only(path: &Path) -> Result<Self, LedgerError> {
         let pools = open::read_only(path).await?;
-        Ok(Self(Arc::new(Shared { path: path.to_owned(), clock: None, pools })))
+        let file = file_id(path)?;
+        Ok(Self(Arc::new(Shared { path: path.to_owned(), clock: None, pools, file })))
     }
 
     /// Begins a transaction, which holds the write lock at once: no other process writes until it ends.
@@ -85,9 +107,17 @@ impl Ledger {
     /// Only one transaction runs at a time, so a caller that holds one must not wait for another write.
     ///
     /// # Errors
-    /// [`LedgerError::Busy`], [`LedgerError::ReadOnly`], or the database's.
+    /// [`LedgerError::Busy`], [`LedgerError::ReadOnly`], [`LedgerError::Replaced`], or the database's.
     pub async fn begin(&self) -> Result<Tx, LedgerError> {
         in_task(Tx::begin(Arc::clone(&self.0))).await
+    }
+
+    /// Whether the file that was opened still has its name. Every write asks this for itself.
+    ///
+    /// # Errors
+    /// [`LedgerError::Replaced`].
+    pub fn is_in_place(&self) -> Result<(), LedgerError> {
+        self.0.is_in_place()
     }
 
     /// Closes the ledger for all its clones, once what is running has ended, and folds the write-ahead log into the
@@ -141,17 +171,25 @@ impl Ledger {
         Ok(self.events(&newest).await?.into_iter().next())
     }
 
-    /// Walks the whole chain, and compares its end with the file that remembers the newest event. Reads every event,
-    /// so it takes a while with many.
+    /// Walks the whole chain, compares its end with the file that remembers the newest event, and has the database look
+    /// at every page of its file. Reads everything, so it takes a while with much.
     ///
     /// # Errors
-    /// [`LedgerError::Corrupt`] at the first event that is not what was written, or the database's.
+    /// [`LedgerError::Corrupt`] at the first event that is not what was written, [`LedgerError::Damaged`],
+    /// [`LedgerError::Replaced`], or the database's.
     pub async fn verify(&self) -> Result<Verified, LedgerError> {
         // Before the database, so that an event committed meanwhile is no contradiction.
         let head = head::read(&self.0.path)?;
-        let mut conn = self.reader().await?;
-        let events = events::verify(&mut conn, head.as_ref()).await.on(&self.0.path)?;
-        Ok(Verified { events })
+        let read = async {
+            let mut conn = self.reader().await?;
+            let events = events::verify(&mut conn, head.as_ref()).await.on(&self.0.path)?;
+            events::check_pages(&mut conn, &self.0.path).await.on(&self.0.path)?;
+            Ok(Verified { events })
+        };
+        let read = read.await;
+        // What was found in another file says nothing about this one.
+        self.0.is_in_place()?;
+        read
     }
 }
 

@@ -11,10 +11,11 @@ use sqlx::pool::PoolOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqliteSynchronous};
 use sqlx::{ConnectOptions as _, Connection as _};
 
+use crate::crash;
 use crate::db::{Conn, Driver};
 use crate::error::{Fault, LedgerError, OnPath as _};
 use crate::events::{self, Behind};
-use crate::head::{self, FILE_MODE};
+use crate::head::{self, FILE_MODE, Head};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
@@ -54,17 +55,30 @@ pub(crate) async fn writable(path: &Path, waits: Waits) -> Result<Pools, LedgerE
     }
     // Held to the end: two processes must not make the schema, or look at the head while it is written, at once.
     let held = lock(path).await?;
+    let head = head::read(path)?;
+    if let (Some(head), false) = (&head, path.exists()) {
+        return Err(LedgerError::OlderThanHead { path: path.to_owned(), newest: 0, head: head.id });
+    }
     create(path)?;
-    if inspect(path, waits).await? == Found::Nothing {
+    crash::point("open: created");
+    // All that may refuse the file comes before a connection that may write: closing one folds the log into the file,
+    // and a log that lies beside the wrong file belongs to the right one.
+    let options = reader_options(path, waits);
+    let found = inspect(path, options.clone(), head.as_ref()).await?;
+    if has_log(path) && found == Found::Ledger {
+        examine(path, options, head.as_ref()).await?;
+    }
+    if found == Found::Nothing {
         tracing::info!(path = %path.display(), "making a new ledger");
     }
     let writer = pool(1, waits).after_release(|conn, _| Box::pin(is_clean(conn)));
     let writer = writer.connect_with(writer_options(path, waits)).await.on(path)?;
+    crash::point("open: before the schema");
     MIGRATIONS.run(&writer).await.map_err(|e| migration_failed(path, e))?;
+    crash::point("open: after the schema");
     probe(&writer).await.on(path)?;
     let readers = pool(READERS, waits).connect_with(reader_options(path, waits)).await.on(path)?;
     let mut conn = readers.acquire().await.on(path)?;
-    check_head(&mut conn, path).await?;
     if let Some(newest) = events::newest_head(&mut conn).await.on(path)? {
         head::advance_locked(path, &newest)?;
     }
@@ -79,24 +93,23 @@ pub(crate) async fn read_only(path: &Path) -> Result<Pools, LedgerError> {
         return Err(LedgerError::Missing { path: path.to_owned() });
     }
     let waits = Waits::default();
-    let (found, options) = match inspect(path, waits).await {
-        Ok(found) => (found, reader_options(path, waits)),
+    // Read before the database, so that an event committed meanwhile is no contradiction.
+    let head = head::read(path)?;
+    let options = reader_options(path, waits);
+    let (found, options) = match inspect(path, options.clone(), head.as_ref()).await {
+        Ok(found) => (found, options),
         // SQLite wants to make a file beside a WAL database even to read it. Where it may not, nobody else writes
         // either, provided that no log waits beside it.
         Err(LedgerError::Database { .. } | LedgerError::ReadOnly { .. }) if !has_log(path) => {
-            let options = reader_options(path, waits).immutable(true);
-            (inspect_with(path, options.clone()).await?, options)
+            let options = options.immutable(true);
+            (inspect(path, options.clone(), head.as_ref()).await?, options)
         }
         Err(e) => return Err(e),
     };
     if found == Found::Nothing {
         return Err(LedgerError::NotALedger { path: path.to_owned(), why: "it is empty".to_owned() });
     }
-    // Read before the database, so that an event committed meanwhile is no contradiction.
     let readers = pool(READERS, waits).connect_with(options).await.on(path)?;
-    let mut conn = readers.acquire().await.on(path)?;
-    check_head(&mut conn, path).await?;
-    drop(conn);
     Ok(Pools { writer: None, readers })
 }
 
@@ -134,19 +147,63 @@ enum Found {
     Ledger,
 }
 
-async fn inspect(path: &Path, waits: Waits) -> Result<Found, LedgerError> {
-    inspect_with(path, reader_options(path, waits)).await
-}
-
-async fn inspect_with(path: &Path, options: SqliteConnectOptions) -> Result<Found, LedgerError> {
+/// Is it a ledger, of a schema that this build knows, and not older than its head. Only reads.
+async fn inspect(path: &Path, options: SqliteConnectOptions, head: Option<&Head>) -> Result<Found, LedgerError> {
     let size = fs::metadata(path).map_err(|e| LedgerError::file("look at", path, e))?.len();
-    if size == 0 && !has_log(path) {
-        return Ok(Found::Nothing);
+    let has_log = has_log(path);
+    if size == 0 && !has_log {
+        return is_not_older(path, head, Found::Nothing, 0);
     }
     let mut conn = options.connect().await.on(path)?;
-    let found = look(&mut conn, path).await.on(path);
+    let found = async {
+        let found = look(&mut conn, path).await.on(path)?;
+        if found == Found::Ledger && !has_log {
+            whole_pages(&mut conn, path, size).await.on(path)?;
+        }
+        let newest = match (found, head) {
+            (Found::Ledger, Some(head)) => match events::against_head(&mut conn, head).await.on(path)? {
+                Behind::No => head.id,
+                Behind::Yes { newest } => newest,
+            },
+            (Found::Ledger, None) | (Found::Nothing, _) => 0,
+        };
+        is_not_older(path, head, found, newest)
+    };
+    let found = found.await;
     conn.close().await.on(path)?;
     found
+}
+
+/// SQLite notices when whole pages are gone from a file's end; of a last page that was cut it takes the rest for zeros.
+async fn whole_pages(conn: &mut Conn, path: &Path, size: u64) -> Result<(), Fault> {
+    let page: i64 = sqlx::query_scalar("pragma page_size").fetch_one(conn).await?;
+    if u64::try_from(page).is_ok_and(|page| page > 0 && size.is_multiple_of(page)) {
+        return Ok(());
+    }
+    let source = format!("it has {size} bytes, which is no whole number of pages: it was cut").into();
+    Err(LedgerError::Damaged { path: path.to_owned(), source }.into())
+}
+
+fn is_not_older(path: &Path, head: Option<&Head>, found: Found, newest: i64) -> Result<Found, LedgerError> {
+    match head {
+        Some(head) if newest < head.id => {
+            Err(LedgerError::OlderThanHead { path: path.to_owned(), newest, head: head.id })
+        }
+        Some(_) | None => Ok(found),
+    }
+}
+
+/// Reads all of a ledger beside which a log waits: its writer was killed, or the log is another file's, of which this one
+/// is an older copy or a part. SQLite cannot tell, and would make one of both.
+async fn examine(path: &Path, options: SqliteConnectOptions, head: Option<&Head>) -> Result<(), LedgerError> {
+    let mut conn = options.connect().await.on(path)?;
+    let examined = async {
+        events::check_pages(&mut conn, path).await?;
+        events::verify(&mut conn, head).await
+    };
+    let examined = examined.await.on(path);
+    conn.close().await.on(path)?;
+    examined.map(drop)
 }
 
 /// Whether a write-ahead log waits beside the database.
@@ -192,15 +249,6 @@ fn migration_failed(path: &Path, e: MigrateError) -> LedgerError {
 /// Takes the write lock once and gives it back: a file that cannot be written says so now, not at the first kill.
 async fn probe(writer: &SqlitePool) -> Result<(), sqlx::Error> {
     writer.begin_with("BEGIN IMMEDIATE").await?.rollback().await
-}
-
-/// Refuses a database that ends before the event that its head file names.
-async fn check_head(conn: &mut Conn, path: &Path) -> Result<(), LedgerError> {
-    let Some(head) = head::read(path)? else { return Ok(()) };
-    match events::against_head(conn, &head).await.on(path)? {
-        Behind::No => Ok(()),
-        Behind::Yes { newest } => Err(LedgerError::OlderThanHead { path: path.to_owned(), newest, head: head.id }),
-    }
 }
 
 /// Whether a connection may be used again. When the disk is full SQLite rolls back by itself; the driver's own rollback

@@ -15,7 +15,7 @@ use crate::types::{
     Event, EventId, IntentFilter, IntentRow, LockRow, MarkRow, NewEvent, NewIntent, PushRow, RequestRow, StoredPlan,
     Taken,
 };
-use crate::{events, intents, locks, marks, plans, pushes};
+use crate::{crash, events, intents, locks, marks, plans, pushes};
 
 /// A transaction that holds the write lock. Dropped without [`Tx::commit`], it leaves nothing.
 ///
@@ -45,6 +45,7 @@ macro_rules! step {
         $self.enter()?;
         let $conn: &mut Conn = &mut $self.tx;
         let result = $work.await;
+        crash::point("after a statement");
         $self.leave(result)
     }};
 }
@@ -58,6 +59,8 @@ impl Tx {
         };
         // Immediate: a transaction that reads first and writes later would be refused when another wrote meanwhile.
         let tx = writer.begin_with("BEGIN IMMEDIATE").await.on(&shared.path)?;
+        shared.is_in_place()?;
+        crash::point("in a transaction");
         Ok(Self { tx, shared, in_doubt: false, newest: None })
     }
 
@@ -90,7 +93,9 @@ impl Tx {
     pub(crate) async fn commit_here(mut self) -> Result<(), LedgerError> {
         self.enter()?;
         let Self { tx, shared, newest, in_doubt: _ } = self;
+        crash::point("before a commit");
         tx.commit().await.on(&shared.path)?;
+        crash::point("after a commit");
         let Some(newest) = newest else { return Ok(()) };
         let for_head = Arc::clone(&shared);
         let advanced = tokio::task::spawn_blocking(move || head::advance(&for_head.path, &newest)).await;
