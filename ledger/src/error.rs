@@ -28,7 +28,8 @@ pub enum LedgerError {
     },
     #[error(
         "the ledger {} ends at event {newest}, but event {head} was written once: an old copy was put back. Restore \
-         the newest copy; to go on from this one and lose the events after it, remove {}.head",
+         the newest copy; to go on from this one and lose the events after it, remove {}.head and {}-wal",
+        path.display(),
         path.display(),
         path.display()
     )]

@@ -179,7 +179,7 @@ impl Ledger {
     /// [`LedgerError::Replaced`], or the database's.
     pub async fn verify(&self) -> Result<Verified, LedgerError> {
         // Before the database, so that an event committed meanwhile is no contradiction.
-        let head = head::read(&self.0.path)?;
+        let head = head::read(&self.0.path)?.map(|remembered| remembered.head);
         let read = async {
             let mut conn = self.reader().await?;
             let events = events::verify(&mut conn, head.as_ref()).await.on(&self.0.path)?;

@@ -15,7 +15,7 @@ use crate::crash;
 use crate::db::{Conn, Driver};
 use crate::error::{Fault, LedgerError, OnPath as _};
 use crate::events::{self, Behind};
-use crate::head::{self, FILE_MODE, Head};
+use crate::head::{self, FILE_MODE, Head, Remembered};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
@@ -55,8 +55,9 @@ pub(crate) async fn writable(path: &Path, waits: Waits) -> Result<Pools, LedgerE
     }
     // Held to the end: two processes must not make the schema, or look at the head while it is written, at once.
     let held = lock(path).await?;
-    let head = head::read(path)?;
-    if let (Some(head), false) = (&head, path.exists()) {
+    let remembered = head::read(path)?;
+    let head = remembered.as_ref().map(|remembered| &remembered.head);
+    if let (Some(head), false) = (head, path.exists()) {
         return Err(LedgerError::OlderThanHead { path: path.to_owned(), newest: 0, head: head.id });
     }
     create(path)?;
@@ -64,9 +65,12 @@ pub(crate) async fn writable(path: &Path, waits: Waits) -> Result<Pools, LedgerE
     // All that may refuse the file comes before a connection that may write: closing one folds the log into the file,
     // and a log that lies beside the wrong file belongs to the right one.
     let options = reader_options(path, waits);
-    let found = inspect(path, options.clone(), head.as_ref()).await?;
+    let found = inspect(path, options.clone(), head).await?;
     if has_log(path) && found == Found::Ledger {
-        examine(path, options, head.as_ref()).await?;
+        if let Some(remembered) = &remembered {
+            check_base(path, remembered).await?;
+        }
+        examine(path, options, head).await?;
     }
     if found == Found::Nothing {
         tracing::info!(path = %path.display(), "making a new ledger");
@@ -94,7 +98,7 @@ pub(crate) async fn read_only(path: &Path) -> Result<Pools, LedgerError> {
     }
     let waits = Waits::default();
     // Read before the database, so that an event committed meanwhile is no contradiction.
-    let head = head::read(path)?;
+    let head = head::read(path)?.map(|remembered| remembered.head);
     let options = reader_options(path, waits);
     let (found, options) = match inspect(path, options.clone(), head.as_ref()).await {
         Ok(found) => (found, options),
@@ -193,8 +197,38 @@ fn is_not_older(path: &Path, head: Option<&Head>, found: Found, newest: i64) -> 
     }
 }
 
-/// Reads all of a ledger beside which a log waits: its writer was killed, or the log is another file's, of which this one
-/// is an older copy or a part. SQLite cannot tell, and would make one of both.
+/// Refuses a file that is older than the log beside it. SQLite cannot tell, and would make one of both.
+async fn check_base(path: &Path, remembered: &Remembered) -> Result<(), LedgerError> {
+    match newest_without_log(path).await {
+        Some(newest) if newest < remembered.base_below(path) => {
+            Err(LedgerError::OlderThanHead { path: path.to_owned(), newest, head: remembered.head.id })
+        }
+        // Unreadable it may be by a checkpoint that was cut short: the log makes it whole.
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// The newest event of the file by itself, read under a name beside which no log lies.
+async fn newest_without_log(path: &Path) -> Option<i64> {
+    let alone = head::beside(path, ".alone");
+    let _left_by_a_crash = fs::remove_file(&alone);
+    if let Err(error) = fs::hard_link(path, &alone) {
+        tracing::debug!(path = %path.display(), %error, "no second name for the ledger");
+        return None;
+    }
+    let options = SqliteConnectOptions::new().filename(&alone).create_if_missing(false).read_only(true).immutable(true);
+    let newest = async {
+        let mut conn = options.connect().await?;
+        let newest = events::newest_head(&mut conn).await;
+        conn.close().await?;
+        newest
+    };
+    let newest = newest.await;
+    let _named_no_more = fs::remove_file(&alone);
+    newest.ok().map(|head| head.map_or(0, |head| head.id))
+}
+
+/// Reads all of a ledger beside which a log waits: its writer was killed, or somebody exchanged the file below the log.
 async fn examine(path: &Path, options: SqliteConnectOptions, head: Option<&Head>) -> Result<(), LedgerError> {
     let mut conn = options.connect().await.on(path)?;
     let examined = async {
@@ -426,9 +460,9 @@ mod tests {
         // As after a crash between the commit and the head.
         fs::write(head::head_path(&path), old).unwrap();
         Ledger::open_read_only(&path).await.unwrap();
-        assert_eq!(head::read(&path).unwrap().unwrap().id, 1, "who only reads writes no head");
+        assert_eq!(head::read(&path).unwrap().unwrap().head.id, 1, "who only reads writes no head");
         open(&path).await.unwrap();
-        assert_eq!(head::read(&path).unwrap().unwrap().id, 2);
+        assert_eq!(head::read(&path).unwrap().unwrap().head.id, 2);
         drop(dir);
     }
 

@@ -195,22 +195,43 @@ async fn a_log_that_was_cut_loses_nothing_silently() {
 #[tokio::test]
 async fn an_old_copy_beside_todays_log_is_refused_and_todays_file_can_be_put_back() {
     let yesterday = closed(40).await;
-    let (_dir, path) = yesterday.lay();
-    let ledger = open(&path).await.unwrap();
-    acts(&ledger, 40, 60).await;
-    ledger.close().await;
-    let folded = Files::read(&path);
-    let today = killed(&folded, 60, 64).await;
-    let mixed = Files { database: yesterday.database.clone(), ..today.clone() };
-    let (_dir, path) = mixed.lay();
-    for _ in 0..2 {
-        let refused = open(&path).await.expect_err("two files were made one");
-        assert!(says_so(&refused), "{refused:?}");
-        assert_eq!(Files::read(&path), mixed);
+    // However little was folded in between: it may all stand in pages that were written once more since.
+    for between in [1, 2, 3, 20] {
+        let (_dir, path) = yesterday.lay();
+        let ledger = open(&path).await.unwrap();
+        acts(&ledger, 40, 40 + between).await;
+        ledger.close().await;
+        let folded = Files::read(&path);
+        let today = killed(&folded, 60, 64).await;
+        let mixed = Files { database: yesterday.database.clone(), ..today.clone() };
+        let (_dir, path) = mixed.lay();
+        for _ in 0..2 {
+            let refused = open(&path).await.expect_err("two files were made one");
+            assert!(matches!(refused, LedgerError::OlderThanHead { newest: 80, .. }), "{between}: {refused:?}");
+            assert_eq!(Files::read(&path), mixed);
+        }
+        fs::write(&path, &today.database).unwrap();
+        let ledger = open(&path).await.unwrap();
+        assert_eq!(ledger.verify().await.unwrap().events, u64::from(88 + 2 * between), "nothing is lost");
     }
-    fs::write(&path, &today.database).unwrap();
+}
+
+/// A log is begun anew when all of it was folded, also in the middle of a life: 1,000 pages are some hundred acts.
+#[tokio::test]
+async fn a_copy_of_an_hour_ago_beside_a_log_that_was_begun_anew_since_is_refused() {
+    let (_dir, path) = closed(3).await.lay();
     let ledger = open(&path).await.unwrap();
-    assert_eq!(ledger.verify().await.unwrap().events, 128, "nothing is lost");
+    acts(&ledger, 3, 4).await;
+    let an_hour_ago = Files::read(&path);
+    acts(&ledger, 4, 260).await;
+    let now = Files::read(&path);
+    assert_ne!(now.database, an_hour_ago.database, "nothing was folded meanwhile");
+    let mixed = Files { database: an_hour_ago.database, ..now.clone() };
+    let (_dir, path) = mixed.lay();
+    let refused = open(&path).await.expect_err("two files were made one");
+    assert!(matches!(refused, LedgerError::OlderThanHead { newest: 6, .. }), "{refused:?}");
+    let (_dir, path) = now.lay();
+    assert_eq!(open(&path).await.unwrap().verify().await.unwrap().events, 520, "nothing is lost");
 }
 
 #[tokio::test]
