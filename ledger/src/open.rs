@@ -22,6 +22,9 @@ static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 /// `TROO`, as the first migration sets it.
 const APPLICATION_ID: i64 = 1_414_680_399;
 
+/// SQLite's own size of a page, which no ledger was ever made without.
+const PAGE_BYTES: u64 = 4096;
+
 /// How many reads may run at once. They do not wait for the writer; more than a few only cost files.
 const READERS: u32 = 4;
 
@@ -155,8 +158,18 @@ enum Found {
 async fn inspect(path: &Path, options: SqliteConnectOptions, head: Option<&Head>) -> Result<Found, LedgerError> {
     let size = fs::metadata(path).map_err(|e| LedgerError::file("look at", path, e))?.len();
     let has_log = has_log(path);
-    if size == 0 && !has_log {
-        return is_not_older(path, head, Found::Nothing, 0);
+    // Never shown to SQLite, which removes the log beside an empty file: it is that of the file that belongs here.
+    if size == 0 {
+        return match head {
+            None if has_log => {
+                let why = "it is empty, and the log of a ledger lies beside it: put the file back that it belongs to";
+                Err(LedgerError::NotALedger { path: path.to_owned(), why: why.to_owned() })
+            }
+            Some(_) | None => is_not_older(path, head, Found::Nothing, 0),
+        };
+    }
+    if has_log {
+        has_its_first_page(path, size)?;
     }
     let mut conn = options.connect().await.on(path)?;
     let found = async {
@@ -176,6 +189,16 @@ async fn inspect(path: &Path, options: SqliteConnectOptions, head: Option<&Head>
     let found = found.await;
     conn.close().await.on(path)?;
     found
+}
+
+/// Refuses a file so short that SQLite would remove the log beside it. By its length alone: to open it and close it again
+/// would drop the locks that SQLite, in this process, has on it.
+fn has_its_first_page(path: &Path, size: u64) -> Result<(), LedgerError> {
+    if size >= PAGE_BYTES {
+        return Ok(());
+    }
+    let source = format!("it has {size} bytes, and its first page alone has {PAGE_BYTES}: it was cut").into();
+    Err(LedgerError::Damaged { path: path.to_owned(), source })
 }
 
 /// SQLite notices when whole pages are gone from a file's end; of a last page that was cut it takes the rest for zeros.
