@@ -96,12 +96,13 @@ pub(crate) async fn writable(path: &Path, waits: Waits) -> Result<Pools, LedgerE
 
 /// Opens for reading: changes nothing, and needs no right to write.
 pub(crate) async fn read_only(path: &Path) -> Result<Pools, LedgerError> {
+    // Read before the database, so that an event committed meanwhile is no contradiction.
+    let head = head::read(path)?.map(|remembered| remembered.head);
     if !path.exists() {
+        is_not_older(path, head.as_ref(), Found::Nothing, 0)?;
         return Err(LedgerError::Missing { path: path.to_owned() });
     }
     let waits = Waits::default();
-    // Read before the database, so that an event committed meanwhile is no contradiction.
-    let head = head::read(path)?.map(|remembered| remembered.head);
     let options = reader_options(path, waits);
     let (found, options) = match inspect(path, options.clone(), head.as_ref()).await {
         Ok(found) => (found, options),
