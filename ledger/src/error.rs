@@ -28,7 +28,8 @@ pub enum LedgerError {
     },
     #[error(
         "the ledger {} ends at event {newest}, but event {head} was written once: an old copy was put back. Restore \
-         the newest copy; to go on from this one and lose the events after it, remove {}.head",
+         the newest copy; to go on from this one and lose the events after it, remove {}.head and {}-wal",
+        path.display(),
         path.display(),
         path.display()
     )]
@@ -43,12 +44,18 @@ pub enum LedgerError {
     Damaged {
         path: PathBuf,
         #[source]
-        source: sqlx::Error,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     #[error("{what} in the ledger cannot be read: {why}; `troop ledger verify` tells more")]
     Unreadable { what: String, why: String },
     #[error("the ledger {} can only be read: make the file and its folder writable for this user", path.display())]
     ReadOnly { path: PathBuf },
+    #[error(
+        "the ledger {} was replaced or removed while it was in use: nothing is written any more; put back the file that \
+         was there, and start the control plane again (below `troop up` it starts by itself)",
+        path.display()
+    )]
+    Replaced { path: PathBuf },
     #[error("the disk under the ledger {} is full: nothing was written; make room", path.display())]
     DiskFull { path: PathBuf },
     #[error("the ledger {} is being written by somebody else for too long; try again", path.display())]
@@ -134,7 +141,7 @@ impl Fault {
         match primary_code(&source) {
             Some(5 | 6) => LedgerError::Busy { path },
             Some(8) => LedgerError::ReadOnly { path },
-            Some(11) => LedgerError::Damaged { path, source },
+            Some(11) => LedgerError::Damaged { path, source: source.into() },
             Some(13) => LedgerError::DiskFull { path },
             Some(26) => LedgerError::NotALedger { path, why: "it is not a SQLite database".to_owned() },
             Some(_) | None if matches!(source, sqlx::Error::PoolTimedOut) => LedgerError::Busy { path },

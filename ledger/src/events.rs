@@ -1,5 +1,7 @@
 //! Events: appended at the end of the chain, read by filter, verified from the first on.
 
+use std::path::Path;
+
 use jiff::Timestamp;
 use sqlx::{FromRow, QueryBuilder, Row as _};
 
@@ -184,6 +186,19 @@ pub(crate) async fn against_head(conn: &mut Conn, head: &Head) -> Result<Behind,
         Some(hash) if hash == head.hash => Ok(Behind::No),
         Some(_) => Err(corrupt(head.id, "the file that remembers the newest event holds another hash of it").into()),
         None => Err(corrupt(head.id, "it is gone, while later ones are there").into()),
+    }
+}
+
+/// Has SQLite look at every page of its file: a part that is missing, or of another time, is found where the tree of the
+/// pages does not hold together.
+pub(crate) async fn check_pages(conn: &mut Conn, path: &Path) -> Result<(), Fault> {
+    let found: Vec<String> = sqlx::query_scalar("pragma integrity_check(1)").fetch_all(conn).await?;
+    match found.as_slice() {
+        [ok] if ok == "ok" => Ok(()),
+        found => {
+            let source = found.join("; ").into();
+            Err(LedgerError::Damaged { path: path.to_owned(), source }.into())
+        }
     }
 }
 

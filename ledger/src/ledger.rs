@@ -4,6 +4,8 @@
 //! a transaction half done: the task ends what it began.
 
 use std::fmt;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -31,11 +33,21 @@ pub(crate) struct Shared {
     clock: Option<Clock>,
     pub(crate) store: Store,
     pub(crate) heads: head::Advancing,
+    /// Which file this is, whatever its name comes to mean; `None` in memory.
+    file: Option<FileId>,
 }
 
 pub(crate) enum Store {
     File(Pools),
     Memory(Memory),
+}
+
+/// Device and inode.
+type FileId = (u64, u64);
+
+fn file_id(path: &Path) -> Result<FileId, LedgerError> {
+    let file = fs::metadata(path).map_err(|e| LedgerError::file("look at", path, e))?;
+    Ok((file.dev(), file.ino()))
 }
 
 impl fmt::Debug for Ledger {
@@ -57,6 +69,15 @@ impl Shared {
         match &self.store {
             Store::File(pools) => pools,
             Store::Memory(_) => panic!("a ledger in memory has no connections"),
+        }
+    }
+
+    /// Makes sure that the file's name is still the file's: what is written to one without a name is lost.
+    pub(crate) fn is_in_place(&self) -> Result<(), LedgerError> {
+        let Some(opened) = self.file else { return Ok(()) };
+        match file_id(&self.path) {
+            Ok(now) if now == opened => Ok(()),
+            Ok(_) | Err(_) => Err(LedgerError::Replaced { path: self.path.clone() }),
         }
     }
 }
@@ -93,11 +114,12 @@ impl Ledger {
 
     pub(crate) async fn open_waiting(path: &Path, clock: Clock, waits: Waits) -> Result<Self, LedgerError> {
         let pools = open::writable(path, waits).await?;
-        Ok(Self::of(path, Some(clock), Store::File(pools)))
+        let file = file_id(path)?;
+        Ok(Self::of(path, Some(clock), Store::File(pools), Some(file)))
     }
 
-    fn of(path: &Path, clock: Option<Clock>, store: Store) -> Self {
-        Self(Arc::new(Shared { path: path.to_owned(), clock, store, heads: head::Advancing::default() }))
+    fn of(path: &Path, clock: Option<Clock>, store: Store, file: Option<FileId>) -> Self {
+        Self(Arc::new(Shared { path: path.to_owned(), clock, store, heads: head::Advancing::default(), file }))
     }
 
     /// A new ledger in memory, for simulations. It promises what a file does, but that nothing of it outlives the
@@ -107,7 +129,7 @@ impl Ledger {
     }
 
     fn of_memory(memory: Memory, clock: Clock) -> Self {
-        Self::of(Path::new("memory"), Some(clock), Store::Memory(memory))
+        Self::of(Path::new("memory"), Some(clock), Store::Memory(memory), None)
     }
 
     /// The same ledger in memory as another control plane with a clock of its own opens it. `None` for a file, which is
@@ -135,7 +157,8 @@ impl Ledger {
     /// As [`Ledger::open`], and [`LedgerError::Missing`].
     pub async fn open_read_only(path: &Path) -> Result<Self, LedgerError> {
         let pools = open::read_only(path).await?;
-        Ok(Self::of(path, None, Store::File(pools)))
+        let file = file_id(path)?;
+        Ok(Self::of(path, None, Store::File(pools), Some(file)))
     }
 
     /// Begins a transaction, which holds the write lock at once: no other process writes until it ends.
@@ -143,9 +166,17 @@ impl Ledger {
     /// Only one transaction runs at a time, so a caller that holds one must not wait for another write.
     ///
     /// # Errors
-    /// [`LedgerError::Busy`], [`LedgerError::ReadOnly`], or the database's.
+    /// [`LedgerError::Busy`], [`LedgerError::ReadOnly`], [`LedgerError::Replaced`], or the database's.
     pub async fn begin(&self) -> Result<Tx, LedgerError> {
         self.in_task(Tx::begin(Arc::clone(&self.0))).await
+    }
+
+    /// Whether the file that was opened still has its name. Every write asks this for itself.
+    ///
+    /// # Errors
+    /// [`LedgerError::Replaced`].
+    pub fn is_in_place(&self) -> Result<(), LedgerError> {
+        self.0.is_in_place()
     }
 
     /// Closes the ledger for all its clones, once what is running has ended, and folds the write-ahead log into the
@@ -216,21 +247,29 @@ impl Ledger {
         read!(self, c => events::newest_id(c), t => t.newest().map(|event| event.id))
     }
 
-    /// Walks the whole chain, and compares its end with the file that remembers the newest event. Reads every event,
-    /// so it takes a while with many.
+    /// Walks the whole chain, compares its end with the file that remembers the newest event, and has the database look
+    /// at every page of its file. Reads everything, so it takes a while with much.
     ///
     /// # Errors
-    /// [`LedgerError::Corrupt`] at the first event that is not what was written, or the database's.
+    /// [`LedgerError::Corrupt`] at the first event that is not what was written, [`LedgerError::Damaged`],
+    /// [`LedgerError::Replaced`], or the database's.
     pub async fn verify(&self) -> Result<Verified, LedgerError> {
         let pools = match &self.0.store {
             Store::File(pools) => pools,
             Store::Memory(memory) => return Ok(Verified { events: memory.read().verify().on(&self.0.path)? }),
         };
         // Before the database, so that an event committed meanwhile is no contradiction.
-        let head = head::read(&self.0.path)?;
-        let mut conn = pools.readers.acquire().await.on(&self.0.path)?;
-        let events = events::verify(&mut conn, head.as_ref()).await.on(&self.0.path)?;
-        Ok(Verified { events })
+        let head = head::read(&self.0.path)?.map(|remembered| remembered.head);
+        let read = async {
+            let mut conn = pools.readers.acquire().await.on(&self.0.path)?;
+            let events = events::verify(&mut conn, head.as_ref()).await.on(&self.0.path)?;
+            events::check_pages(&mut conn, &self.0.path).await.on(&self.0.path)?;
+            Ok(Verified { events })
+        };
+        let read = read.await;
+        // What was found in another file says nothing about this one.
+        self.0.is_in_place()?;
+        read
     }
 }
 

@@ -14,6 +14,7 @@
 //! migrations and nothing else.
 
 mod chain;
+mod crash;
 mod db;
 mod error;
 mod events;

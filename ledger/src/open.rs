@@ -11,15 +11,19 @@ use sqlx::pool::PoolOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqliteSynchronous};
 use sqlx::{ConnectOptions as _, Connection as _};
 
+use crate::crash;
 use crate::db::{Conn, Driver};
 use crate::error::{Fault, LedgerError, OnPath as _};
 use crate::events::{self, Behind};
-use crate::head::{self, FILE_MODE};
+use crate::head::{self, FILE_MODE, Head, Remembered};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// `TROO`, as the first migration sets it.
 const APPLICATION_ID: i64 = 1_414_680_399;
+
+/// SQLite's own size of a page, which no ledger was ever made without.
+const PAGE_BYTES: u64 = 4096;
 
 /// How many reads may run at once. They do not wait for the writer; more than a few only cost files.
 const READERS: u32 = 4;
@@ -54,17 +58,34 @@ pub(crate) async fn writable(path: &Path, waits: Waits) -> Result<Pools, LedgerE
     }
     // Held to the end: two processes must not make the schema, or look at the head while it is written, at once.
     let held = lock(path).await?;
+    let remembered = head::read(path)?;
+    let head = remembered.as_ref().map(|remembered| &remembered.head);
+    if let (Some(head), false) = (head, path.exists()) {
+        return Err(LedgerError::OlderThanHead { path: path.to_owned(), newest: 0, head: head.id });
+    }
     create(path)?;
-    if inspect(path, waits).await? == Found::Nothing {
+    crash::point("open: created");
+    // All that may refuse the file comes before a connection that may write: closing one folds the log into the file,
+    // and a log that lies beside the wrong file belongs to the right one.
+    let options = reader_options(path, waits);
+    let found = inspect(path, options.clone(), head).await?;
+    if has_log(path) && found == Found::Ledger {
+        if let Some(remembered) = &remembered {
+            check_base(path, remembered).await?;
+        }
+        examine(path, options, head).await?;
+    }
+    if found == Found::Nothing {
         tracing::info!(path = %path.display(), "making a new ledger");
     }
     let writer = pool(1, waits).after_release(|conn, _| Box::pin(is_clean(conn)));
     let writer = writer.connect_with(writer_options(path, waits)).await.on(path)?;
+    crash::point("open: before the schema");
     MIGRATIONS.run(&writer).await.map_err(|e| migration_failed(path, e))?;
+    crash::point("open: after the schema");
     probe(&writer).await.on(path)?;
     let readers = pool(READERS, waits).connect_with(reader_options(path, waits)).await.on(path)?;
     let mut conn = readers.acquire().await.on(path)?;
-    check_head(&mut conn, path).await?;
     if let Some(newest) = events::newest_head(&mut conn).await.on(path)? {
         head::advance_locked(path, &newest)?;
     }
@@ -75,28 +96,28 @@ pub(crate) async fn writable(path: &Path, waits: Waits) -> Result<Pools, LedgerE
 
 /// Opens for reading: changes nothing, and needs no right to write.
 pub(crate) async fn read_only(path: &Path) -> Result<Pools, LedgerError> {
+    // Read before the database, so that an event committed meanwhile is no contradiction.
+    let head = head::read(path)?.map(|remembered| remembered.head);
     if !path.exists() {
+        is_not_older(path, head.as_ref(), Found::Nothing, 0)?;
         return Err(LedgerError::Missing { path: path.to_owned() });
     }
     let waits = Waits::default();
-    let (found, options) = match inspect(path, waits).await {
-        Ok(found) => (found, reader_options(path, waits)),
+    let options = reader_options(path, waits);
+    let (found, options) = match inspect(path, options.clone(), head.as_ref()).await {
+        Ok(found) => (found, options),
         // SQLite wants to make a file beside a WAL database even to read it. Where it may not, nobody else writes
         // either, provided that no log waits beside it.
         Err(LedgerError::Database { .. } | LedgerError::ReadOnly { .. }) if !has_log(path) => {
-            let options = reader_options(path, waits).immutable(true);
-            (inspect_with(path, options.clone()).await?, options)
+            let options = options.immutable(true);
+            (inspect(path, options.clone(), head.as_ref()).await?, options)
         }
         Err(e) => return Err(e),
     };
     if found == Found::Nothing {
         return Err(LedgerError::NotALedger { path: path.to_owned(), why: "it is empty".to_owned() });
     }
-    // Read before the database, so that an event committed meanwhile is no contradiction.
     let readers = pool(READERS, waits).connect_with(options).await.on(path)?;
-    let mut conn = readers.acquire().await.on(path)?;
-    check_head(&mut conn, path).await?;
-    drop(conn);
     Ok(Pools { writer: None, readers })
 }
 
@@ -134,19 +155,113 @@ enum Found {
     Ledger,
 }
 
-async fn inspect(path: &Path, waits: Waits) -> Result<Found, LedgerError> {
-    inspect_with(path, reader_options(path, waits)).await
-}
-
-async fn inspect_with(path: &Path, options: SqliteConnectOptions) -> Result<Found, LedgerError> {
+/// Is it a ledger, of a schema that this build knows, and not older than its head. Only reads.
+async fn inspect(path: &Path, options: SqliteConnectOptions, head: Option<&Head>) -> Result<Found, LedgerError> {
     let size = fs::metadata(path).map_err(|e| LedgerError::file("look at", path, e))?.len();
-    if size == 0 && !has_log(path) {
-        return Ok(Found::Nothing);
+    let has_log = has_log(path);
+    // Never shown to SQLite, which removes the log beside an empty file: it is that of the file that belongs here.
+    if size == 0 {
+        return match head {
+            None if has_log => {
+                let why = "it is empty, and the log of a ledger lies beside it: put the file back that it belongs to";
+                Err(LedgerError::NotALedger { path: path.to_owned(), why: why.to_owned() })
+            }
+            Some(_) | None => is_not_older(path, head, Found::Nothing, 0),
+        };
+    }
+    if has_log {
+        has_its_first_page(path, size)?;
     }
     let mut conn = options.connect().await.on(path)?;
-    let found = look(&mut conn, path).await.on(path);
+    let found = async {
+        let found = look(&mut conn, path).await.on(path)?;
+        if found == Found::Ledger && !has_log {
+            whole_pages(&mut conn, path, size).await.on(path)?;
+        }
+        let newest = match (found, head) {
+            (Found::Ledger, Some(head)) => match events::against_head(&mut conn, head).await.on(path)? {
+                Behind::No => head.id,
+                Behind::Yes { newest } => newest,
+            },
+            (Found::Ledger, None) | (Found::Nothing, _) => 0,
+        };
+        is_not_older(path, head, found, newest)
+    };
+    let found = found.await;
     conn.close().await.on(path)?;
     found
+}
+
+/// Refuses a file so short that SQLite would remove the log beside it. By its length alone: to open it and close it again
+/// would drop the locks that SQLite, in this process, has on it.
+fn has_its_first_page(path: &Path, size: u64) -> Result<(), LedgerError> {
+    if size >= PAGE_BYTES {
+        return Ok(());
+    }
+    let source = format!("it has {size} bytes, and its first page alone has {PAGE_BYTES}: it was cut").into();
+    Err(LedgerError::Damaged { path: path.to_owned(), source })
+}
+
+/// SQLite notices when whole pages are gone from a file's end; of a last page that was cut it takes the rest for zeros.
+async fn whole_pages(conn: &mut Conn, path: &Path, size: u64) -> Result<(), Fault> {
+    let page: i64 = sqlx::query_scalar("pragma page_size").fetch_one(conn).await?;
+    if u64::try_from(page).is_ok_and(|page| page > 0 && size.is_multiple_of(page)) {
+        return Ok(());
+    }
+    let source = format!("it has {size} bytes, which is no whole number of pages: it was cut").into();
+    Err(LedgerError::Damaged { path: path.to_owned(), source }.into())
+}
+
+fn is_not_older(path: &Path, head: Option<&Head>, found: Found, newest: i64) -> Result<Found, LedgerError> {
+    match head {
+        Some(head) if newest < head.id => {
+            Err(LedgerError::OlderThanHead { path: path.to_owned(), newest, head: head.id })
+        }
+        Some(_) | None => Ok(found),
+    }
+}
+
+/// Refuses a file that is older than the log beside it. SQLite cannot tell, and would make one of both.
+async fn check_base(path: &Path, remembered: &Remembered) -> Result<(), LedgerError> {
+    match newest_without_log(path).await {
+        Some(newest) if newest < remembered.base_below(path) => {
+            Err(LedgerError::OlderThanHead { path: path.to_owned(), newest, head: remembered.head.id })
+        }
+        // Unreadable it may be by a checkpoint that was cut short: the log makes it whole.
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// The newest event of the file by itself, read under a name beside which no log lies.
+async fn newest_without_log(path: &Path) -> Option<i64> {
+    let alone = head::beside(path, ".alone");
+    let _left_by_a_crash = fs::remove_file(&alone);
+    if let Err(error) = fs::hard_link(path, &alone) {
+        tracing::debug!(path = %path.display(), %error, "no second name for the ledger");
+        return None;
+    }
+    let options = SqliteConnectOptions::new().filename(&alone).create_if_missing(false).read_only(true).immutable(true);
+    let newest = async {
+        let mut conn = options.connect().await?;
+        let newest = events::newest_head(&mut conn).await;
+        conn.close().await?;
+        newest
+    };
+    let newest = newest.await;
+    let _named_no_more = fs::remove_file(&alone);
+    newest.ok().map(|head| head.map_or(0, |head| head.id))
+}
+
+/// Reads all of a ledger beside which a log waits: its writer was killed, or somebody exchanged the file below the log.
+async fn examine(path: &Path, options: SqliteConnectOptions, head: Option<&Head>) -> Result<(), LedgerError> {
+    let mut conn = options.connect().await.on(path)?;
+    let examined = async {
+        events::check_pages(&mut conn, path).await?;
+        events::verify(&mut conn, head).await
+    };
+    let examined = examined.await.on(path);
+    conn.close().await.on(path)?;
+    examined.map(drop)
 }
 
 /// Whether a write-ahead log waits beside the database.
@@ -192,15 +307,6 @@ fn migration_failed(path: &Path, e: MigrateError) -> LedgerError {
 /// Takes the write lock once and gives it back: a file that cannot be written says so now, not at the first kill.
 async fn probe(writer: &SqlitePool) -> Result<(), sqlx::Error> {
     writer.begin_with("BEGIN IMMEDIATE").await?.rollback().await
-}
-
-/// Refuses a database that ends before the event that its head file names.
-async fn check_head(conn: &mut Conn, path: &Path) -> Result<(), LedgerError> {
-    let Some(head) = head::read(path)? else { return Ok(()) };
-    match events::against_head(conn, &head).await.on(path)? {
-        Behind::No => Ok(()),
-        Behind::Yes { newest } => Err(LedgerError::OlderThanHead { path: path.to_owned(), newest, head: head.id }),
-    }
 }
 
 /// Whether a connection may be used again. When the disk is full SQLite rolls back by itself; the driver's own rollback
@@ -378,9 +484,9 @@ mod tests {
         // As after a crash between the commit and the head.
         fs::write(head::head_path(&path), old).unwrap();
         Ledger::open_read_only(&path).await.unwrap();
-        assert_eq!(head::read(&path).unwrap().unwrap().id, 1, "who only reads writes no head");
+        assert_eq!(head::read(&path).unwrap().unwrap().head.id, 1, "who only reads writes no head");
         open(&path).await.unwrap();
-        assert_eq!(head::read(&path).unwrap().unwrap().id, 2);
+        assert_eq!(head::read(&path).unwrap().unwrap().head.id, 2);
         drop(dir);
     }
 

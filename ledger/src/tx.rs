@@ -17,7 +17,7 @@ use crate::types::{
     Event, EventId, IntentFilter, IntentRow, LockRow, MarkRow, NewEvent, NewIntent, PushRow, RequestRow, StoredPlan,
     Taken,
 };
-use crate::{events, intents, locks, marks, plans, pushes};
+use crate::{crash, events, intents, locks, marks, plans, pushes};
 
 /// A transaction that holds the write lock. Dropped without [`Tx::commit`], it leaves nothing.
 ///
@@ -61,6 +61,7 @@ macro_rules! step {
                 $in_memory
             }
         };
+        crash::point("after a statement");
         $self.leave(result)
     }};
 }
@@ -81,6 +82,8 @@ impl Tx {
         };
         // Immediate: a transaction that reads first and writes later would be refused when another wrote meanwhile.
         let tx = writer.begin_with("BEGIN IMMEDIATE").await.on(&shared.path)?;
+        shared.is_in_place()?;
+        crash::point("in a transaction");
         Ok(Self { open: Open::File(tx), shared, in_doubt: false, newest: None })
     }
 
@@ -123,7 +126,9 @@ impl Tx {
                 return Ok(());
             }
         };
+        crash::point("before a commit");
         tx.commit().await.on(&shared.path)?;
+        crash::point("after a commit");
         let Some(newest) = newest else { return Ok(()) };
         let for_head = Arc::clone(&shared);
         let advanced = tokio::task::spawn_blocking(move || for_head.heads.advance(&for_head.path, newest)).await;
@@ -451,7 +456,7 @@ mod tests {
             let mut conn = scene.ledger.0.pools().readers.acquire().await.unwrap();
             let newest = newest_head(&mut conn).await.unwrap();
             assert_eq!(newest.as_ref().map(|h| h.id), Some(2 * n));
-            assert_eq!(head::read(&scene.path).unwrap(), newest);
+            assert_eq!(head::read(&scene.path).unwrap().map(|r| r.head), newest);
         }
     }
 

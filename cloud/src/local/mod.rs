@@ -20,6 +20,7 @@ mod init;
 mod instance;
 mod internal;
 mod keeper;
+mod logs;
 mod mounts;
 mod namespaces;
 mod netlink;

@@ -6,7 +6,7 @@
 
 mod connections;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,12 +20,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use troop_policies::ids::BadId;
 use troop_policies::intent::{Intent, Outcome};
-use troop_policies::{AccountName, IntentId, RegionName, ZoneName};
+use troop_policies::{AccountName, InstanceId, IntentId, RegionName, ZoneName};
 
 use super::client::{SOCKET_PATH_MAX_BYTES, socket_path};
 use super::controller::{Controller, Effect, Event, Now, Settings, TERM_TO_KILL};
 use super::image::{self, ImageError, Package};
 use super::init::Clock;
+use super::logs;
 use super::network::Network;
 use super::protocol::{Request, Response, Routes};
 use super::runtime::{Exit, Runtime};
@@ -38,7 +39,7 @@ pub(crate) const REGION: &str = "r1";
 /// The region's zones, in the order of their networks.
 pub(crate) const ZONES: [&str; 3] = ["r1a", "r1b", "r1c"];
 
-/// How often old tokens are forgotten.
+/// How often old tokens, and logs of instances that are gone, are removed.
 const PRUNE_EVERY: Duration = Duration::from_secs(3600);
 /// How long instances may take to be gone after SIGKILL, before the cloud process ends without having seen it.
 const GONE_WITHIN: Duration = Duration::from_secs(1);
@@ -99,6 +100,7 @@ struct Server {
     saved: Saved,
     state_file: PathBuf,
     images: PathBuf,
+    logs: PathBuf,
     clock: Clock,
     began: Instant,
     /// When the controller last looked at the time. Requests that only read must not put that off.
@@ -219,7 +221,7 @@ impl Server {
             network: spec.network,
             port_min: spec.port_min,
             images: images.clone(),
-            logs,
+            logs: logs.clone(),
         };
         let unfit = |why| ServerError::Unfit { path: state_file.clone(), why };
         let controller = Controller::new(settings, packages, saved.clone()).map_err(unfit)?;
@@ -229,6 +231,7 @@ impl Server {
             saved,
             state_file,
             images,
+            logs,
             clock,
             began: Instant::now(),
             advanced: Instant::now(),
@@ -486,6 +489,15 @@ impl Server {
         if let Err(error) = self.tokens.prune((self.clock)()) {
             tracing::warn!(%error, "old tokens could not be removed");
         }
+        let folder = self.logs.clone();
+        let living: BTreeSet<InstanceId> = self.controller.processes().into_iter().map(|row| row.instance).collect();
+        // On a thread of its own: a slow disk must not stop the loop.
+        self.tasks.spawn(async move {
+            let pruned = tokio::task::spawn_blocking(move || logs::prune(&folder, |id| living.contains(id))).await;
+            if let Ok(Err(error)) = pruned {
+                tracing::warn!(%error, "old logs of instances could not be removed");
+            }
+        });
     }
 }
 

@@ -34,6 +34,9 @@ pub(super) fn run(cx: &Context, args: DemoArgs) -> Result<Code, CliError> {
     if let Some(folder) = cx.state_flag() {
         is_free(folder)?;
     }
+    if let Some(file) = &args.summary {
+        can_be_written(file)?;
+    }
     let options = DemoOptions {
         keep: args.keep,
         summary: args.summary,
@@ -52,6 +55,20 @@ pub(super) fn run(cx: &Context, args: DemoArgs) -> Result<Code, CliError> {
         (0, true) => Ok(Code::Ok),
         (0, false) => Ok(Code::CheckFalse),
         (_, _) => Ok(Code::LeftBehind),
+    }
+}
+
+/// Tries the file of the figures before the demo runs for a minute. One that was not there is not left behind.
+fn can_be_written(file: &Path) -> Result<(), CliError> {
+    let was_there = file.symlink_metadata().is_ok();
+    match std::fs::OpenOptions::new().append(true).create(true).open(file) {
+        Ok(_) if was_there => Ok(()),
+        Ok(_) => {
+            let _gone = std::fs::remove_file(file);
+            Ok(())
+        }
+        Err(e) => Err(CliError::new(Code::Usage, format!("--summary {}: could not be written: {e}", file.display()))
+            .hint("name a file in a folder that is there and yours to write to")),
     }
 }
 
@@ -89,5 +106,21 @@ mod tests {
         assert!(is_free(&dir.path().join("new")).is_ok());
         std::fs::write(dir.path().join("ledger.db"), "").unwrap();
         assert_eq!(is_free(dir.path()).unwrap_err().code, Code::Input);
+    }
+
+    #[test]
+    fn a_summary_that_cannot_be_written_is_refused_before_anything_begins_and_trying_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("summary.json");
+        can_be_written(&file).unwrap();
+        assert!(!file.exists());
+        std::fs::write(&file, "of an earlier demo").unwrap();
+        can_be_written(&file).unwrap();
+        assert_eq!(std::fs::read(&file).unwrap(), b"of an earlier demo");
+        for bad in [dir.path().to_owned(), dir.path().join("no/summary.json"), file.join("summary.json")] {
+            let refused = can_be_written(&bad).unwrap_err();
+            assert_eq!(refused.code, Code::Usage);
+            assert!(refused.what.contains(&bad.display().to_string()) && refused.hint.is_some(), "{refused:?}");
+        }
     }
 }

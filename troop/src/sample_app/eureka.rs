@@ -14,6 +14,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::settings::Identity;
+use crate::clock;
 
 /// How often the lease is renewed, in seconds.
 const RENEW_SECONDS: u32 = 1;
@@ -79,7 +80,8 @@ impl Eureka {
         stop: CancellationToken,
     ) {
         let mut told = Told::default();
-        told.note(self.register(identity, Status::Starting).await.map(|()| Status::Starting));
+        let mut word = Word { status: Status::Starting, since_ms: clock::real_now().as_millisecond() };
+        told.note(self.register(identity, word).await.map(|()| word.status));
         let mut tick = tokio::time::interval(Duration::from_secs(RENEW_SECONDS.into()));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -92,7 +94,11 @@ impl Eureka {
                 _ = tick.tick() => {}
             }
             let status = if *listening.borrow_and_update() { Status::Up } else { Status::Starting };
-            told.note(self.tell(identity, told.status, status).await);
+            if status != word.status {
+                // Later than before also where the clock was set back, or within one millisecond.
+                word = Word { status, since_ms: clock::real_now().as_millisecond().max(word.since_ms + 1) };
+            }
+            told.note(self.tell(identity, told.status, word).await);
         }
         match self.deregister(identity).await {
             Ok(()) => tracing::info!("left the registry"),
@@ -100,23 +106,24 @@ impl Eureka {
         }
     }
 
-    /// Renews what the registry was last told, or registers where that is not `status`.
-    async fn tell(&self, identity: &Identity, told: Option<Status>, status: Status) -> Result<Status, EurekaError> {
-        if told != Some(status) || !self.renew(identity, status).await? {
-            self.register(identity, status).await?;
+    /// Renews what the registry was last told, or registers where that is another status.
+    async fn tell(&self, identity: &Identity, told: Option<Status>, word: Word) -> Result<Status, EurekaError> {
+        if told != Some(word.status) || !self.renew(identity, word).await? {
+            self.register(identity, word).await?;
         }
-        Ok(status)
+        Ok(word.status)
     }
 
-    async fn register(&self, identity: &Identity, status: Status) -> Result<(), EurekaError> {
+    async fn register(&self, identity: &Identity, word: Word) -> Result<(), EurekaError> {
         let url = format!("{}/apps/{}", self.base, identity.app.to_uppercase());
-        let request = self.client.post(url).json(&registration(identity, status));
+        let request = self.client.post(url).json(&registration(identity, word));
         self.refused(self.send(request).await?).await
     }
 
-    /// `false`: the registry does not know this instance.
-    async fn renew(&self, identity: &Identity, status: Status) -> Result<bool, EurekaError> {
-        let url = format!("{}?status={}", self.entry(identity), status.word());
+    /// `false`: the registry does not know this instance, or not its newest word.
+    async fn renew(&self, identity: &Identity, word: Word) -> Result<bool, EurekaError> {
+        let Word { status, since_ms } = word;
+        let url = format!("{}?status={}&lastDirtyTimestamp={since_ms}", self.entry(identity), status.word());
         let response = self.send(self.client.put(url)).await?;
         if response.status() == StatusCode::NOT_FOUND {
             return Ok(false);
@@ -166,6 +173,14 @@ impl Eureka {
     }
 }
 
+/// What this instance says of itself, and since when. A registry that was killed may have taken the newer word and kept an
+/// older one; the time in a renewal tells it so, and it asks to be told anew.
+#[derive(Debug, Clone, Copy)]
+struct Word {
+    status: Status,
+    since_ms: i64,
+}
+
 /// What the registry has taken from us, and whether the last call failed, so that a long absence is one line of log.
 #[derive(Debug, Default)]
 struct Told {
@@ -192,14 +207,15 @@ impl Told {
     }
 }
 
-fn registration(identity: &Identity, status: Status) -> Value {
+fn registration(identity: &Identity, word: Word) -> Value {
     let home = format!("http://{}:{}", identity.host, identity.port);
     let mut instance = json!({
         "instanceId": identity.instance,
         "hostName": identity.host,
         "app": identity.app.to_uppercase(),
         "ipAddr": identity.host,
-        "status": status.word(),
+        "status": word.status.word(),
+        "lastDirtyTimestamp": word.since_ms.to_string(),
         "port": { "$": identity.port, "@enabled": "true" },
         "securePort": { "$": 443, "@enabled": "false" },
         "homePageUrl": format!("{home}/"),

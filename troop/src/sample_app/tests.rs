@@ -184,6 +184,10 @@ async fn a_version_that_is_never_ready_says_so_and_still_answers() {
     running.end().await;
 }
 
+fn since_of(instance: &Value) -> i64 {
+    instance["lastDirtyTimestamp"].as_str().unwrap().parse().unwrap()
+}
+
 #[tokio::test]
 async fn it_registers_as_starting_then_up_renews_and_leaves() {
     let (notes, base) = registry().await;
@@ -195,7 +199,9 @@ async fn it_registers_as_starting_then_up_renews_and_leaves() {
     let app = "/eureka/v2/apps/HELLO";
     assert_eq!(calls[0], format!("POST {app} STARTING"));
     assert_eq!(calls[1], format!("POST {app} UP"));
-    assert_eq!(calls[2], format!("PUT {app}/i-4f21?status=UP"));
+    let since: Vec<i64> = notes.bodies.lock().unwrap().iter().map(|b| since_of(&b["instance"])).collect();
+    assert!(since[0] < since[1], "its newer word is told from its older one by their times: {since:?}");
+    assert_eq!(calls[2], format!("PUT {app}/i-4f21?status=UP&lastDirtyTimestamp={}", since[1]));
     assert_eq!(calls.last().unwrap(), &format!("DELETE {app}/i-4f21"));
     assert_eq!((notes.count("POST"), notes.count("DELETE")), (2, 1));
 
@@ -217,8 +223,42 @@ async fn a_registry_that_forgot_it_is_told_again() {
     let running = start(Some(base), Behaviour::default()).await;
     eventually("a third registration", async || notes.count("POST") == 3).await;
     let app = "/eureka/v2/apps/HELLO";
-    assert_eq!(notes.calls()[2..4], [format!("PUT {app}/i-4f21?status=UP"), format!("POST {app} UP")]);
+    let calls = notes.calls();
+    assert!(calls[2].starts_with(&format!("PUT {app}/i-4f21?status=UP&lastDirtyTimestamp=")), "{}", calls[2]);
+    assert_eq!(calls[3], format!("POST {app} UP"));
     running.end().await;
+}
+
+/// A killed registry goes on with what it had saved: an entry of the time before the service was UP.
+#[tokio::test]
+async fn a_registry_that_kept_only_its_older_word_learns_the_newer_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("registry.json");
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}/eureka/v2", listener.local_addr().unwrap());
+    let stop = CancellationToken::new();
+    let lease = Duration::from_secs(3);
+    let clock = Arc::new(crate::clock::real_now);
+    let served = tokio::spawn(troop_registry::server::serve(listener, file, lease, clock, stop.clone()));
+    let client = reqwest::Client::new();
+    let entry = format!("{base}/apps/HELLO/i-4f21");
+    let status = async || {
+        let answer = client.get(&entry).header("accept", "application/json").send().await.unwrap();
+        answer.json::<Value>().await.ok().and_then(|v| v["instance"]["status"].as_str().map(str::to_owned))
+    };
+    let running = start(Some(base.clone()), Behaviour::default()).await;
+    eventually("it is UP", async || status().await.as_deref() == Some("UP")).await;
+    let older = json!({ "instance": {
+        "instanceId": "i-4f21", "hostName": "127.0.0.1", "app": "HELLO", "ipAddr": "127.0.0.1", "status": "STARTING",
+        "lastDirtyTimestamp": "1000", "port": { "$": 80, "@enabled": "true" },
+        "dataCenterInfo": { "@class": "com.netflix.appinfo.InstanceInfo$DefaultDataCenterInfo", "name": "MyOwn" },
+    } });
+    let put_back = client.post(format!("{base}/apps/HELLO")).json(&older).send().await.unwrap();
+    assert!(put_back.status().is_success(), "{}", put_back.text().await.unwrap());
+    eventually("it is UP again", async || status().await.as_deref() == Some("UP")).await;
+    running.end().await;
+    stop.cancel();
+    served.await.unwrap().unwrap();
 }
 
 #[tokio::test]

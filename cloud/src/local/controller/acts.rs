@@ -154,8 +154,7 @@ impl Controller {
             destroying: false,
             last_failed_launch: None,
         };
-        self.groups
-            .insert(name.clone(), Group { saved, failures: 0, launch_after: Duration::ZERO, drain: Drain::None });
+        self.groups.insert(name.clone(), Group::new(saved));
         if *has_targets {
             self.default_cluster.get_or_insert_with(|| name.cluster().clone());
         }
@@ -181,7 +180,7 @@ impl Controller {
         self.change(name, |saved| saved.size = size);
         if let Some(group) = self.groups.get_mut(name) {
             // A person or push that sizes anew wants a fresh attempt.
-            (group.failures, group.launch_after) = (0, Duration::ZERO);
+            (group.failures, group.launch_after, group.never_healthy) = (0, Duration::ZERO, 0);
         }
         Ok(Begun::Done(format!("`{name}` has {size}")))
     }

@@ -11,8 +11,8 @@ use troop_policies::inventory::HEALTH_MAX_AGE_MS;
 use troop_policies::{GroupName, InstanceId};
 
 use super::{
-    ADDRESS_RESTS, BACKOFF_MAX, Controller, Effect, Ending, HEARD_WITHIN, KILLED_LISTED, LEAVE_WITHIN, Member, Now,
-    Phase, Random, STARTED_AFTER, Stage, TERM_TO_KILL, UNHEALTHY_MAX,
+    ADDRESS_RESTS, BACKOFF_MAX, Controller, Effect, Ending, GRACE_MAX, HEARD_WITHIN, KILLED_LISTED, LEAVE_WITHIN,
+    Member, Now, Phase, Random, STARTED_AFTER, Stage, TERM_TO_KILL, UNHEALTHY_MAX,
 };
 use crate::local::image::root_of;
 use crate::local::runtime::{EndBy, Launch};
@@ -163,6 +163,10 @@ impl Controller {
         } else if let Some(instance) = self.unhealthy_too_long(name, now) {
             tracing::warn!(%instance, group = %name, "replacing an unhealthy instance");
             self.begin_end(&instance, Why::Unhealthy, now);
+            let was_healthy = self.members.get(&instance).is_some_and(|member| member.was_healthy);
+            if let Some(group) = self.groups.get_mut(name).filter(|_| !was_healthy) {
+                group.never_healthy = group.never_healthy.saturating_add(1);
+            }
         }
     }
 
@@ -179,6 +183,7 @@ impl Controller {
     /// At most one, and none while another of the group is on its way in or out.
     fn unhealthy_too_long(&self, group: &GroupName, now: Now) -> Option<InstanceId> {
         let mut found = None;
+        let grace = self.grace(group);
         for (instance, member) in self.members.iter().filter(|(_, m)| m.group == *group) {
             if !member.in_service() {
                 return None;
@@ -189,13 +194,20 @@ impl Controller {
             let too_long = if member.was_healthy {
                 member.unhealthy_since.is_some_and(|since| now.mono.saturating_sub(since) >= UNHEALTHY_MAX)
             } else {
-                now.mono.saturating_sub(member.launched) >= self.settings.grace
+                now.mono.saturating_sub(member.launched) >= grace
             };
             if too_long && member.target.as_ref().is_some_and(|t| !t.healthy && fresh(t.checked_at)) {
                 found.get_or_insert(instance);
             }
         }
         found.cloned()
+    }
+
+    /// How long a new member may be unhealthy: the grace period, doubled with each that was replaced in vain.
+    pub(super) fn grace(&self, group: &GroupName) -> Duration {
+        let grace = self.settings.grace;
+        let in_vain = self.groups.get(group).map_or(0, |group| group.never_healthy);
+        grace.saturating_mul(1 << in_vain.min(16)).min(GRACE_MAX.max(grace))
     }
 
     fn launch(&mut self, name: &GroupName, now: Now, random: Random<'_>, out: &mut Vec<Effect>) {

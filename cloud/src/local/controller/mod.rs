@@ -45,6 +45,9 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 const STARTED_AFTER: Duration = Duration::from_secs(30);
 /// Longest pause between two failing launches.
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// Longest that a member of a group without a healthy one may be unhealthy before it is replaced: once an hour still shows
+/// that what ails it is over, and a group that is kept for a day does not write a thousand logs.
+const GRACE_MAX: Duration = Duration::from_secs(3600);
 /// How long a member that had been healthy may be unhealthy: three health verdicts in a row, and some more.
 const UNHEALTHY_MAX: Duration = Duration::from_secs(10);
 /// An address is not given to another instance for so long: a balancer's pooled connection must not find a stranger.
@@ -155,7 +158,15 @@ struct Group {
     failures: u32,
     /// No launch before this.
     launch_after: Duration,
+    /// Members that were replaced without having ever been healthy, since the last healthy one.
+    never_healthy: u32,
     drain: Drain,
+}
+
+impl Group {
+    fn new(saved: SavedGroup) -> Self {
+        Self { saved, failures: 0, launch_after: Duration::ZERO, never_healthy: 0, drain: Drain::None }
+    }
 }
 
 /// How far a disabled group's drain is. Requests end by themselves, tunnels may not.
@@ -265,7 +276,7 @@ impl Controller {
             if saved.zones.is_empty() || !saved.zones.iter().all(|zone| settings.zones.contains(zone)) {
                 return Err(format!("group `{name}` has a zone that is not in this region"));
             }
-            groups.insert(name, Group { saved, failures: 0, launch_after: Duration::ZERO, drain: Drain::None });
+            groups.insert(name, Group::new(saved));
         }
         let last_host = vec![members::HOST_MAX; settings.zones.len()];
         Ok(Self {

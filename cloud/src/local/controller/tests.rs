@@ -474,6 +474,30 @@ fn one_that_never_becomes_healthy_is_replaced_after_the_grace() {
 }
 
 #[test]
+fn a_group_in_which_nobody_becomes_healthy_is_replaced_ever_more_slowly() {
+    let mut bench = bench();
+    bench.join();
+    bench.create("hello-web-v000");
+    bench.resize("hello-web-v000", 3);
+    let hours = |bench: &mut Bench, hours: u64| {
+        for _ in 0..hours * 720 {
+            bench.ill.extend(bench.ids("hello-web-v000"));
+            bench.pass(Duration::from_secs(5));
+        }
+    };
+    hours(&mut bench, 2);
+    let at_first = bench.launches().len();
+    assert!((6..=14).contains(&at_first), "{at_first} launches in two hours; every 20 s it were hundreds");
+    hours(&mut bench, 2);
+    let later = bench.launches().len() - at_first;
+    assert!((1..=7).contains(&later), "{later} launches in two more hours: each of three once an hour");
+
+    bench.ill.clear();
+    bench.pass(Duration::from_secs(5));
+    assert_eq!(bench.controller.grace(&name("hello-web-v000")), GRACE, "one that is healthy shows that it is over");
+}
+
+#[test]
 fn commands_that_end_early_are_failed_launches_with_growing_pauses() {
     let mut bench = bench();
     bench.join();

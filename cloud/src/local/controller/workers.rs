@@ -106,7 +106,7 @@ impl Controller {
                 member.was_healthy = true;
                 member.unhealthy_since = None;
                 if let Some(group) = self.groups.get_mut(&member.group) {
-                    group.failures = 0;
+                    (group.failures, group.never_healthy) = (0, 0);
                 }
             } else if silence || member.unhealthy_since.is_none() {
                 member.unhealthy_since = Some(now.mono);

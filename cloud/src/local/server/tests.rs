@@ -65,6 +65,25 @@ async fn the_embedded_cloud_keeps_the_contract_of_every_cloud() {
     stage.shutdown().await;
 }
 
+#[tokio::test]
+async fn logs_of_earlier_lives_are_removed_at_the_start_but_for_the_newest() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("cloud/logs");
+    fs::create_dir_all(&folder).unwrap();
+    for n in 0..logs::DEAD_LOGS_KEPT + 5 {
+        fs::write(folder.join(format!("i-{n:017x}.log")), "of an earlier life\n").unwrap();
+    }
+    let stage = Stage::start_in(dir).await;
+    let removed = async {
+        while fs::read_dir(&folder).unwrap().count() > logs::DEAD_LOGS_KEPT {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), removed).await.unwrap();
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), logs::DEAD_LOGS_KEPT);
+    stage.shutdown().await;
+}
+
 /// A cloud that forgets its tokens: every intent seems new to it.
 #[derive(Debug)]
 struct Forgetful {
