@@ -126,7 +126,7 @@ fn names_past_their_limits_are_told() {
             ))
         ),
         ("a hold signal with a password", app("hold_while = [\"http://user:word@h/\"]\n")),
-        ("a hold signal by https", app("hold_while = [\"https://h/\"]\n")),
+        ("a hold signal by ftp", app("hold_while = [\"ftp://h/\"]\n")),
     ]));
 }
 
