@@ -130,14 +130,16 @@ async fn verify(cx: &Context, args: &VerifyArgs) -> Result<Code, CliError> {
             newest_real_at: newest.as_ref().map(|e| e.real_at),
             problem: None,
         },
-        Err(e @ (LedgerError::Corrupt { .. } | LedgerError::OlderThanHead { .. })) => VerifiedView {
-            schema: 1,
-            whole: false,
-            events: None,
-            newest: None,
-            newest_real_at: None,
-            problem: Some(chain(&e)),
-        },
+        Err(e @ (LedgerError::Corrupt { .. } | LedgerError::Damaged { .. } | LedgerError::OlderThanHead { .. })) => {
+            VerifiedView {
+                schema: 1,
+                whole: false,
+                events: None,
+                newest: None,
+                newest_real_at: None,
+                problem: Some(chain(&e)),
+            }
+        }
         Err(e) => return Err(e.into()),
     };
     let code = if view.whole { Code::Ok } else { Code::CheckFalse };

@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use troop_ledger::LedgerError;
 
 use self::core::Core;
 use self::policy_store::Policies;
@@ -38,16 +39,25 @@ const POLICIES_EVERY: Duration = Duration::from_secs(1);
 /// How often intents left open are asked about.
 const RESOLVE_EVERY: Duration = Duration::from_secs(2);
 
-/// A part of the control plane ended by itself, which none does but by a bug of ours. Half a control plane is none.
+/// How often it is made sure that the ledger's file is still the one that was opened.
+const LEDGER_EVERY: Duration = Duration::from_secs(1);
+
+/// Why the control plane ended without having been told to. Whoever started it starts it again.
 #[derive(Debug, thiserror::Error)]
-#[error("a part of the control plane ended by itself")]
-pub struct PartEnded;
+pub enum RunError {
+    /// None does but by a bug of ours. Half a control plane is none.
+    #[error("a part of the control plane ended by itself")]
+    PartEnded,
+    /// The next one looks at what is there now, and waits until it is the right one.
+    #[error("the control plane cannot go on with its ledger")]
+    Ledger(#[source] LedgerError),
+}
 
 /// Runs every part until `stop`. Acts that have begun are finished by their own tasks.
 ///
 /// # Errors
-/// [`PartEnded`].
-pub async fn run(core: Arc<Core>, stop: CancellationToken) -> Result<(), PartEnded> {
+/// [`RunError`].
+pub async fn run(core: Arc<Core>, stop: CancellationToken) -> Result<(), RunError> {
     // What a crash left open is asked about before anything new is begun.
     resolver::tick(&core, true).await;
     reload(&core).await;
@@ -61,8 +71,9 @@ pub async fn run(core: Arc<Core>, stop: CancellationToken) -> Result<(), PartEnd
         () = stop.cancelled() => Ok(()),
         ended = parts.join_next() => {
             tracing::error!(?ended, "a part of the control plane ended by itself");
-            Err(PartEnded)
+            Err(RunError::PartEnded)
         }
+        why = ledger_is_lost(&core) => Err(RunError::Ledger(why)),
     };
     parts.shutdown().await;
     ended
@@ -88,6 +99,16 @@ async fn resolve(core: Arc<Core>) {
     loop {
         every.tick().await;
         resolver::tick(&core, false).await;
+    }
+}
+
+async fn ledger_is_lost(core: &Core) -> LedgerError {
+    let mut every = tokio::time::interval(LEDGER_EVERY);
+    loop {
+        every.tick().await;
+        if let Err(why) = core.ledger.is_in_place() {
+            return why;
+        }
     }
 }
 

@@ -32,7 +32,7 @@ use crate::clock::{self, Calendar, CalendarFile};
 use crate::exit::Code;
 use crate::logging;
 use crate::outside::Dial;
-use crate::serve::PartEnded;
+use crate::serve::RunError;
 use crate::serve::control::Control;
 use crate::serve::core::{Core, Parts};
 use crate::site::{self, SiteError};
@@ -82,7 +82,7 @@ enum RoleError {
     #[error("the registry failed")]
     Registry(#[from] RegistryError),
     #[error(transparent)]
-    Serve(#[from] PartEnded),
+    Serve(#[from] RunError),
 }
 
 /// Runs a role. `args` is what follows [`ROLE`]. Call it before any thread is started.

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use troop_cloud::Image;
+use troop_cloud::{CloudError, Image};
 use troop_deploy::machine::holds_lock;
 use troop_deploy::push::{Phase, Push, Settings};
 use troop_deploy::rollback::{Answer, ask, is_open};
@@ -188,11 +188,12 @@ fn one_region<'a>(seen: &'a Look, request: &DeployRequest) -> Result<(&'a Region
 async fn image(core: &Core, region: &RegionName, text: &str) -> Result<Image, ApiError> {
     if text.contains('/') || Path::new(text).exists() {
         return core.world.import_image(Path::new(text)).await.map_err(|e| {
-            error(
-                ErrorKind::Yours,
-                crate::world::chain(&e),
-                Some("an image is a directory or tarball with a troop-image.toml"),
-            )
+            // What the cloud refuses it says with what to do, a full disk as well as a missing manifest.
+            let kind = match &e {
+                CloudError::Refused { .. } => ErrorKind::Yours,
+                CloudError::Unreachable { .. } | CloudError::Garbled { .. } => ErrorKind::CouldNotAsk,
+            };
+            error(kind, crate::world::chain(&e), None)
         });
     }
     let id = ImageId::new(text).map_err(|e| error(ErrorKind::Yours, e.to_string(), None))?;
