@@ -175,9 +175,19 @@ impl Up {
     }
 
     pub(crate) fn spawn_on(machine: Machine, state: &Path) -> Self {
+        Self::spawn_from(machine.command(state), machine, state)
+    }
+
+    /// As [`Self::start_on_in`], with an environment, or whatever else the command carries, of one's own.
+    pub(crate) fn start_from(command: Command, machine: Machine, state: &Path) -> Self {
+        let mut up = Self::spawn_from(command, machine, state);
+        up.wait_until_it_answers();
+        up
+    }
+
+    fn spawn_from(mut command: Command, machine: Machine, state: &Path) -> Self {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(state.join("up.log")).unwrap();
-        let child = machine
-            .command(state)
+        let child = command
             .args(["up", "--port", "0", "--boot-delay", "300ms"])
             .args(machine.flags())
             .arg("--state")
