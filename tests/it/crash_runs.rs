@@ -49,10 +49,8 @@ fn judged(seed: u64, machine: Machine) -> Judged {
 #[ignore = "needs user namespaces"]
 fn whoever_is_killed_a_story_ends_as_without_it_or_holds_and_says_what_to_type() {
     let (first, runs) = (number("TROOP_CRASH_SEED", 1), number("TROOP_CRASH_RUNS", 8));
-    let machine = match std::env::var("TROOP_CRASH_ISOLATION").as_deref() {
-        Ok("processes") => Machine::Plain,
-        _ => Machine::AsItIs,
-    };
+    let plain = std::env::var("TROOP_CRASH_ISOLATION").is_ok_and(|isolation| isolation == "processes");
+    let machine = if plain { Machine::Plain } else { Machine::AsItIs };
     let next = AtomicU64::new(first);
     let (rows, failed, starved) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()), Mutex::new(Vec::new()));
     let lane = || {
