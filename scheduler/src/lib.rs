@@ -11,6 +11,8 @@ pub mod calendar;
 #[cfg(test)]
 mod fixture;
 pub mod forecast;
+#[cfg(any(fuzzing, test))]
+pub mod fuzz;
 pub mod holidays;
 mod ics;
 pub mod plan;

@@ -9,6 +9,8 @@
 mod app;
 mod conflicts;
 mod diagnostic;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzz;
 mod monkeys;
 mod policy;
 mod raw;
