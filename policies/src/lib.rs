@@ -10,6 +10,8 @@ pub mod draw;
 pub mod file;
 #[cfg(test)]
 mod fixture;
+#[cfg(any(fuzzing, test))]
+pub mod fuzz;
 pub mod gates;
 pub mod guard;
 pub mod hold;

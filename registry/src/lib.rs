@@ -9,6 +9,8 @@
 use std::sync::Arc;
 
 pub mod client;
+#[cfg(any(fuzzing, test))]
+pub mod fuzz;
 mod http;
 mod info;
 pub mod pure;

@@ -13,6 +13,8 @@ pub mod drills;
 #[cfg(test)]
 mod fixture;
 pub mod forecast;
+#[cfg(any(fuzzing, test))]
+pub mod fuzz;
 pub mod holidays;
 mod ics;
 pub mod plan;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use cargo_metadata::{DependencyKind, MetadataCommand};
 
 /// The layer of every package. An arrow points to a lower layer only, never sideways or up (docs/architecture.md).
-const LAYERS: [(&str, u32); 10] = [
+const LAYERS: [(&str, u32); 11] = [
     ("troop-policies", 1),
     ("troop-http", 1),
     ("troop-scheduler", 2),
@@ -20,6 +20,7 @@ const LAYERS: [(&str, u32); 10] = [
     ("troop-deploy", 3),
     ("troop", 4),
     ("troop-tests", 5),
+    ("troop-fuzz", 5),
 ];
 
 /// A file longer than this has a second subject. Tests may be longer: they are lists.

@@ -37,5 +37,19 @@ mod state;
 mod steps;
 mod trial;
 
+/// Targets of `tests/fuzz/run`.
+#[cfg(fuzzing)]
+pub mod fuzz {
+    /// See the image's own module.
+    pub fn manifest(data: &[u8]) {
+        super::image::fuzz::manifest(data);
+    }
+
+    /// See the image's own module.
+    pub fn tarball(data: &[u8]) {
+        super::image::fuzz::tarball(data);
+    }
+}
+
 pub use init::Clock;
 pub use internal::{INTERNAL, internal_main, trial_main};

@@ -10,6 +10,8 @@ mod app;
 mod conflicts;
 mod cron;
 mod diagnostic;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzz;
 mod monkeys;
 mod policy;
 mod raw;

@@ -41,7 +41,7 @@ pub(super) async fn register(State(shared): State<Arc<Shared>>, Path(app): Path<
 }
 
 /// JSON or XML, whatever the content type says: clients send wrong ones, and the first byte never lies.
-fn read(body: &[u8]) -> Result<Value, String> {
+pub(crate) fn read(body: &[u8]) -> Result<Value, String> {
     let text = std::str::from_utf8(body).map_err(|_| "it is not UTF-8".to_owned())?;
     let text = text.trim_start_matches('\u{feff}').trim_start();
     if text.is_empty() {

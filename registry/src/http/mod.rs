@@ -6,11 +6,11 @@
 mod accept;
 mod answer;
 mod eureka;
-mod shape;
+pub(crate) mod shape;
 #[cfg(test)]
 mod tests;
 mod troop;
-mod xml;
+pub(crate) mod xml;
 
 use std::sync::Arc;
 
@@ -21,6 +21,8 @@ use axum::routing::{get, post, put};
 use crate::shared::Shared;
 
 pub(crate) use accept::accept;
+#[cfg(any(fuzzing, test))]
+pub(crate) use eureka::read;
 
 /// Largest body taken, in bytes. Registrations of real clients have two to five thousand; metadata may double that.
 const BODY_BYTES_MAX: usize = 64 * 1_024;

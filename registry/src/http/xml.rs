@@ -169,7 +169,7 @@ fn plain(value: &Value) -> String {
 }
 
 /// Metadata may have any names, elements may not: `_` stands for what no name may hold. A colon would need a namespace.
-fn element_name(name: &str) -> String {
+pub(crate) fn element_name(name: &str) -> String {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
     let name: String = name.chars().map(|c| if allowed(c) { c } else { '_' }).collect();
     if name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') { name } else { format!("_{name}") }

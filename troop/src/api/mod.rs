@@ -1,5 +1,7 @@
 //! The control plane's HTTP/JSON API, `/api/v1`, on STATE/run/control.sock.
 
+#[cfg(any(fuzzing, test))]
+pub mod fuzz;
 pub(crate) mod limits;
 pub mod peer;
 pub mod router;
