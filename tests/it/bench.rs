@@ -72,6 +72,7 @@ fn the_balancer_is_measured_every_way_and_loses_no_request_while_it_flips() {
     let flips = &report["flips"];
     has(&flips["took"], SPREAD);
     has(flips, &["seconds", "per_second", "reasons"]);
+    assert_eq!(flips["asked"], 10, "ten a second, for a second");
     assert!(count(&flips["flips"]) > 1 && count(&flips["answered"]) > 0, "{flips}");
     assert_eq!(flips["failed"], 0, "{flips}");
     assert_eq!(report["targets"].as_array().unwrap().len(), 2);

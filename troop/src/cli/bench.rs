@@ -213,9 +213,10 @@ fn balancer_text(figures: &balancer::Figures) -> String {
     let rows: Vec<_> = figures.ways.iter().map(row).collect();
     let f = &figures.flips;
     format!(
-        "{}\nflips    {} in {} s, each in force after {} ms (p99 {}); {} requests answered, {} a second; {} failed",
+        "{}\nflips    {} of {} in {} s, each in force after {} ms (p99 {}); {} requests answered, {} a second; {} failed",
         ui::table(&header, &rows),
         f.flips,
+        f.asked,
         f.seconds,
         ms(f.took.p50_ms),
         ms(f.took.p99_ms),

@@ -90,6 +90,9 @@ pub struct Measured {
 /// Flips under full load.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Flips {
+    /// Ten a second.
+    pub asked: u64,
+    /// Fewer on a machine that has no time for them: then this run has not shown what was asked.
     pub flips: u64,
     pub seconds: f64,
     /// From the cloud's sending to both workers' word that they follow.
@@ -246,7 +249,9 @@ async fn flips(stage: &mut Stage, options: Options) -> Result<Flips, BenchError>
     let (sample, flipped) = tokio::join!(load.until(&stop), flipping);
     flipped?;
     let sample = sample?;
+    let asked = options.flips_for.as_millis() / FLIP_EVERY.as_millis();
     Ok(Flips {
+        asked: u64::try_from(asked).unwrap_or(u64::MAX),
         flips,
         seconds: rounded(options.flips_for.as_secs_f64()),
         took: took.spread(),
