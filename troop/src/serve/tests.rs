@@ -62,7 +62,7 @@ async fn plan_and_fire(core: &Arc<Core>, planner: &mut planner::Planner) {
 
 /// Waits on a level, with a limit.
 async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    for _ in 0..400 {
+    for _ in 0..2_400 {
         if holds().await {
             return;
         }
