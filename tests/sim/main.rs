@@ -31,7 +31,7 @@ struct Args {
     /// Let every saboteur loose, or the one named, each for at most --months, and print who was caught by what
     #[arg(long)]
     table: bool,
-    /// With --table: look first where each was caught last
+    /// With --table: only those of which a seed is known that catches them, and that seed first
     #[arg(long)]
     hints: bool,
     /// Leave out events of this kind

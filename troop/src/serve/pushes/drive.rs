@@ -18,7 +18,7 @@ use troop_policies::intent::{Cause, Intent, Outcome};
 use troop_policies::inventory::Inventory;
 use troop_policies::leash::{Permit, Undo, Unleashed, Warrant};
 use troop_policies::step::Step;
-use troop_policies::{GroupName, IntentId};
+use troop_policies::{GroupName, IntentId, gates};
 
 use super::request::insert_request;
 use super::{LOOKED_AT, holder, key, newer, number, number_of, parse, way_back_of};
@@ -105,11 +105,18 @@ pub async fn turn(core: &Arc<Core>, id: i64, driver: &mut Driver) -> Result<Turn
     decide(core, id, driver, &seen, inventory, traffic.as_ref().map_err(String::as_str)).await
 }
 
-/// Its region's inventory; one in doubt counts as unread.
+/// Its region's inventory; one that is old or in doubt counts as unread.
 fn inventory_of<'a>(seen: &'a Look, push: &Push) -> Result<&'a Inventory, &'a str> {
     match seen.regions.iter().find(|(region, _, _)| *region == push.region) {
         Some((_, _, Some(_))) => Err("it is implausibly small"),
-        Some((_, reading, None)) => reading.as_ref().map_err(String::as_str),
+        Some((_, Ok(inventory), None)) => {
+            let age_s = seen.at.duration_since(inventory.read_at).as_secs();
+            if age_s > gates::INVENTORY_MAX_AGE_S && !troop_policies::sabotaged!("push_age") {
+                return Err("it is too old");
+            }
+            Ok(inventory)
+        }
+        Some((_, Err(why), None)) => Err(why),
         None => Err("its region was not read"),
     }
 }
