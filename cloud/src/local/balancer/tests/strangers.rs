@@ -4,7 +4,8 @@
 
 use std::time::Duration;
 
-use http::StatusCode;
+use bytes::Bytes;
+use http::{Method, StatusCode};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -28,8 +29,19 @@ fn more_descriptors() -> u64 {
 
 async fn is_served(stage: &Stage) {
     let mut client = Client::connect(stage.address).await;
-    let answer = client.get(&host("web"), "/").await;
-    assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+    let status = asks(&mut client, stage).await;
+    assert_eq!(status, StatusCode::OK);
+}
+
+/// Asks once, and comes back where the connection was closed before its request came: HTTP lets either end do that.
+async fn asks(client: &mut Client, stage: &Stage) -> StatusCode {
+    for _ in 0..20 {
+        match client.ask(Method::GET, &host("web"), "/", Bytes::new()).await {
+            Ok(answer) => return answer.status,
+            Err(_closed) => *client = Client::connect(stage.address).await,
+        }
+    }
+    panic!("closed twenty times");
 }
 
 async fn says(stage: &Stage, text: &[u8]) -> TcpStream {
@@ -59,8 +71,8 @@ async fn ten_thousand_idle_connections_keep_nobody_out() {
         silent.push(within(TcpStream::connect(stage.address)).await.unwrap());
         if number % 500 == 499 {
             is_served(&stage).await;
-            let answer = regular.get(&host("web"), "/").await;
-            assert_eq!(answer.status, StatusCode::OK, "after {number}");
+            let status = asks(&mut regular, &stage).await;
+            assert_eq!(status, StatusCode::OK, "after {number}");
         }
     }
     #[expect(clippy::print_stderr, reason = "a machine with fewer descriptors shall say that it showed less")]
