@@ -4,8 +4,9 @@
 //! with its intent in one transaction, the outcome with [`settled`](crate::outcome::settled)'s push in another. The cluster's lock
 //! follows from the phase alone ([`holds_lock`]), so that taking and releasing it can be part of the same transactions.
 
-use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
 use troop_cloud::Traffic;
 use troop_policies::inventory::Inventory;
 use troop_policies::registry_view::Status;

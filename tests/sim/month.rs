@@ -298,16 +298,8 @@ impl Month {
         }
     }
 
-    async fn open_pushes(&self) -> Vec<(u64, Push)> {
-        let rows = self.ledger.open_pushes().await.unwrap_or_default();
-        let parse = |row: troop_ledger::PushRow| {
-            Some((u64::try_from(row.id).unwrap_or(0), serde_json::from_value::<Push>(row.body).ok()?))
-        };
-        rows.into_iter().filter_map(parse).collect()
-    }
-
     async fn look(&self) {
-        let open = self.open_pushes().await;
+        let open = check::open_pushes(&self.ledger).await;
         let state = self.site.now();
         let mut book = self.site.book();
         book.quiet(&state);

@@ -213,9 +213,7 @@ pub fn by_hand(site: &Arc<Site>, kind: Hand, cluster: &str) {
         Hand::FlipAway => {
             let others = state.groups.values().filter(|g| *g.cluster() == cluster && g.name != serving && g.enabled);
             let Some(to) = others.map(|g| g.name.clone()).find(|name| state.serving(name) > 0) else { return };
-            for group in state.groups.values_mut().filter(|g| *g.cluster() == cluster) {
-                group.in_rotation = group.name == to;
-            }
+            state.rotate(&to);
             book.turns.entry(cluster.clone()).or_default().push(Turn { at: now, group: to, push: None });
         }
         Hand::OtherImage => {

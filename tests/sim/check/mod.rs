@@ -19,7 +19,7 @@ use jiff::civil::Date;
 use jiff::{SignedDuration, Timestamp};
 use troop::records::MARK_UNHEALED;
 use troop_deploy::push::Push;
-use troop_ledger::{IntentRow, LockRow};
+use troop_ledger::{IntentRow, Ledger, LockRow};
 use troop_policies::intent::{Cause, Intent, Outcome};
 use troop_policies::inventory::Lifecycle;
 use troop_policies::plan::DayPlan;
@@ -60,14 +60,19 @@ pub struct Ask<'a> {
     pub unhealed_since: Option<Timestamp>,
 }
 
+/// The pushes that have not ended, as the ledger has them.
+pub async fn open_pushes(ledger: &Ledger) -> Vec<(u64, Push)> {
+    let parse = |row: troop_ledger::PushRow| {
+        let push = serde_json::from_value::<Push>(row.body).ok()?;
+        Some((u64::try_from(row.id).unwrap_or(0), push))
+    };
+    ledger.open_pushes().await.unwrap_or_default().into_iter().filter_map(parse).collect()
+}
+
 impl<'a> Ask<'a> {
     pub async fn new(connection: &Connection, intent: &'a Intent) -> Self {
         let ledger = &connection.ledger;
-        let parse = |row: troop_ledger::PushRow| {
-            let push = serde_json::from_value::<Push>(row.body).ok()?;
-            Some((u64::try_from(row.id).unwrap_or(0), push))
-        };
-        let open: Vec<_> = ledger.open_pushes().await.unwrap_or_default().into_iter().filter_map(parse).collect();
+        let open = open_pushes(ledger).await;
         let push = match &intent.cause {
             Cause::Push { push, .. } => open.iter().find(|(number, _)| number == push).cloned(),
             Cause::Draw { .. } | Cause::Drill { .. } | Cause::Demand { .. } | Cause::Upkeep { .. } => None,

@@ -65,14 +65,11 @@ impl State {
             }
             Step::CreateGroup { group } => self.create(group)?,
             Step::Resize { group, size } => self.resize(group, *size)?,
-            Step::Flip { cluster, to } => {
+            Step::Flip { to, .. } => {
                 if !self.groups.contains_key(to) || self.ending.contains(to) {
                     return Err(format!("{to} does not exist"));
                 }
-                self.count_traffic();
-                for group in self.groups.values_mut().filter(|g| g.cluster() == cluster) {
-                    group.in_rotation = group.name == *to;
-                }
+                self.rotate(to);
                 "flipped".to_owned()
             }
             Step::Enable { group } => {

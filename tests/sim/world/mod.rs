@@ -247,16 +247,21 @@ impl State {
         None
     }
 
+    /// All traffic of its cluster goes to this group from now on.
+    pub fn rotate(&mut self, to: &GroupName) {
+        self.count_traffic();
+        for group in self.groups.values_mut().filter(|g| g.cluster() == to.cluster()) {
+            group.in_rotation = group.name == *to;
+        }
+    }
+
     /// By hand, as a console does it: the balancer's targets alone.
     fn hand_flip(&mut self, to: &GroupName) {
         let Some(wanted) = self.groups.get(to).map(|g| g.size.desired) else { return };
         if self.serving(to) < usize::try_from(wanted).unwrap_or(usize::MAX) {
             return self.in_seconds(5, Coming::HandFlip(to.clone()));
         }
-        self.count_traffic();
-        for group in self.groups.values_mut().filter(|g| g.cluster() == to.cluster()) {
-            group.in_rotation = group.name == *to;
-        }
+        self.rotate(to);
         self.flipped_by_hand.push((self.now, to.clone()));
     }
 

@@ -4,10 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use troop_policies::gates;
 use troop_policies::inventory::{Instances, Inventory};
 use troop_policies::registry_view::Entry;
-use troop_policies::situation::{Reading, Shrunk};
 use troop_policies::step::Step;
 use troop_policies::{GroupName, InstanceId};
 
@@ -28,14 +26,7 @@ impl Janitor {
     pub async fn tick(&mut self, core: &Arc<Core>, seen: &Look) {
         let Ok(view) = &seen.registry else { return };
         // With any region unread, or a picture that is old or in doubt, absence proves nothing.
-        let fresh = |inventory: &Inventory| {
-            let age_s = seen.at.duration_since(inventory.read_at).as_secs();
-            age_s <= gates::INVENTORY_MAX_AGE_S || troop_policies::sabotaged!("janitor_age")
-        };
-        let whole = |(_, reading, shrunk): &(_, Reading<Inventory>, Option<Shrunk>)| {
-            shrunk.is_none() && reading.as_ref().is_ok_and(fresh)
-        };
-        let all_read = seen.regions.iter().all(whole);
+        let all_read = seen.regions.iter().all(|(region, _, _)| seen.believed(region).is_ok());
         if view.warming || !all_read {
             self.orphans.clear();
             return;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use troop_policies::gates;
 use troop_policies::inventory::Inventory;
 use troop_policies::plausible;
 use troop_policies::registry_view::{RegistryView, Status};
@@ -26,6 +27,25 @@ pub struct Look {
 impl Look {
     pub fn inventories(&self) -> impl Iterator<Item = &Inventory> {
         self.regions.iter().filter_map(|(_, reading, _)| reading.as_ref().ok())
+    }
+
+    /// The region's picture, where it may be acted on: read, of a believable size, and not too old.
+    ///
+    /// # Errors
+    /// Why it counts as unread.
+    pub fn believed(&self, region: &RegionName) -> Result<&Inventory, &str> {
+        let Some((_, reading, shrunk)) = self.regions.iter().find(|(known, _, _)| known == region) else {
+            return Err("its region was not read");
+        };
+        let inventory = reading.as_ref().map_err(String::as_str)?;
+        if shrunk.is_some() {
+            return Err("it is implausibly small");
+        }
+        let age_s = self.at.duration_since(inventory.read_at).as_secs();
+        if age_s > gates::INVENTORY_MAX_AGE_S && !troop_policies::sabotaged!("old_picture") {
+            return Err("it is too old");
+        }
+        Ok(inventory)
     }
 
     /// As the gates want it.

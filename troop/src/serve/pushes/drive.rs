@@ -18,7 +18,7 @@ use troop_policies::intent::{Cause, Intent, Outcome};
 use troop_policies::inventory::Inventory;
 use troop_policies::leash::{Permit, Undo, Unleashed, Warrant};
 use troop_policies::step::Step;
-use troop_policies::{GroupName, IntentId, gates};
+use troop_policies::{GroupName, IntentId};
 
 use super::request::insert_request;
 use super::{LOOKED_AT, holder, key, newer, number, number_of, parse, way_back_of};
@@ -100,25 +100,9 @@ pub async fn turn(core: &Arc<Core>, id: i64, driver: &mut Driver) -> Result<Turn
         return Ok(Turn::Later(KEEP_EVERY));
     }
     let seen = look(core).await;
-    let inventory = inventory_of(&seen, &push);
+    let inventory = seen.believed(&push.region);
     let traffic = core.world.traffic(&push.region, &push.cluster).await.map_err(|e| chain(&e));
     decide(core, id, driver, &seen, inventory, traffic.as_ref().map_err(String::as_str)).await
-}
-
-/// Its region's inventory; one that is old or in doubt counts as unread.
-fn inventory_of<'a>(seen: &'a Look, push: &Push) -> Result<&'a Inventory, &'a str> {
-    match seen.regions.iter().find(|(region, _, _)| *region == push.region) {
-        Some((_, _, Some(_))) => Err("it is implausibly small"),
-        Some((_, Ok(inventory), None)) => {
-            let age_s = seen.at.duration_since(inventory.read_at).as_secs();
-            if age_s > gates::INVENTORY_MAX_AGE_S && !troop_policies::sabotaged!("push_age") {
-                return Err("it is too old");
-            }
-            Ok(inventory)
-        }
-        Some((_, Err(why), None)) => Err(why),
-        None => Err("its region was not read"),
-    }
 }
 
 /// One decision and its record, in one transaction with everything of the ledger that it rests on; then the act.
@@ -398,7 +382,7 @@ async fn resolve(
 /// What the world shows of a step of which nobody can say what became of it.
 async fn by_look(core: &Arc<Core>, push: &Push, intent: &Intent, why: &str, now: Timestamp) -> Outcome {
     let seen = look(core).await;
-    let shown = inventory_of(&seen, push).ok().map(|inventory| script::effect_seen(&intent.step, inventory));
+    let shown = seen.believed(&push.region).ok().map(|inventory| script::effect_seen(&intent.step, inventory));
     match shown {
         Some(Some(true)) => Outcome::done(format!("seen in the inventory at {now}; {why}")),
         Some(Some(false)) => Outcome::refused(format!("not seen in the inventory at {now}; {why}")),
