@@ -10,7 +10,7 @@ pub mod draw;
 pub mod file;
 #[cfg(test)]
 mod fixture;
-#[cfg(any(fuzzing, test))]
+#[cfg(any(feature = "fuzzing", test))]
 pub mod fuzz;
 pub mod gates;
 pub mod guard;

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 pub mod client;
-#[cfg(any(fuzzing, test))]
+#[cfg(any(feature = "fuzzing", test))]
 pub mod fuzz;
 mod http;
 mod info;

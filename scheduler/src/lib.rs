@@ -13,7 +13,7 @@ pub mod drills;
 #[cfg(test)]
 mod fixture;
 pub mod forecast;
-#[cfg(any(fuzzing, test))]
+#[cfg(any(feature = "fuzzing", test))]
 pub mod fuzz;
 pub mod holidays;
 mod ics;

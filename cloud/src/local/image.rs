@@ -4,7 +4,7 @@
 //! it, so that the same content is the same image whoever packed it and when. An import is staged in a folder of its
 //! own and becomes an image by one rename; half an image is never seen.
 
-#[cfg(any(fuzzing, test))]
+#[cfg(any(feature = "fuzzing", test))]
 pub(crate) mod fuzz;
 mod stage;
 
@@ -76,7 +76,7 @@ pub(crate) struct Package {
 
 /// `troop-image.toml`.
 #[derive(Debug, Deserialize)]
-#[cfg_attr(any(fuzzing, test), derive(Serialize, PartialEq))]
+#[cfg_attr(any(feature = "fuzzing", test), derive(Serialize, PartialEq))]
 #[serde(deny_unknown_fields)]
 struct Manifest {
     name: String,
@@ -89,7 +89,7 @@ struct Manifest {
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[cfg_attr(any(fuzzing, test), derive(Serialize))]
+#[cfg_attr(any(feature = "fuzzing", test), derive(Serialize))]
 #[serde(rename_all = "snake_case")]
 enum Registry {
     #[default]

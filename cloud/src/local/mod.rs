@@ -38,7 +38,7 @@ mod steps;
 mod trial;
 
 /// Targets of `tests/fuzz/run`.
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzzing")]
 pub mod fuzz {
     /// See the image's own module.
     pub fn manifest(data: &[u8]) {

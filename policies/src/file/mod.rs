@@ -10,7 +10,7 @@ mod app;
 mod conflicts;
 mod cron;
 mod diagnostic;
-#[cfg(any(fuzzing, test))]
+#[cfg(any(feature = "fuzzing", test))]
 pub(crate) mod fuzz;
 mod monkeys;
 mod policy;

@@ -21,7 +21,7 @@ use axum::routing::{get, post, put};
 use crate::shared::Shared;
 
 pub(crate) use accept::accept;
-#[cfg(any(fuzzing, test))]
+#[cfg(any(feature = "fuzzing", test))]
 pub(crate) use eureka::read;
 
 /// Largest body taken, in bytes. Registrations of real clients have two to five thousand; metadata may double that.

@@ -1,6 +1,8 @@
 //! Eureka's XML, as another spelling of its JSON: `@name` is an attribute, `$` the text beside attributes, a list a
 //! repeated element, and everything else an element.
 
+use std::borrow::Cow;
+
 use quick_xml::Reader;
 use quick_xml::XmlVersion;
 use quick_xml::escape::escape;
@@ -143,13 +145,13 @@ fn element(out: &mut String, name: &str, value: &Value) {
             out.push_str(&name);
             for (key, value) in members {
                 if let Some(attribute) = key.strip_prefix('@') {
-                    out.push_str(&format!(" {attribute}=\"{}\"", escape(plain(value))));
+                    out.push_str(&format!(" {attribute}=\"{}\"", written(&plain(value))));
                 }
             }
             out.push('>');
             for (key, value) in members.iter().filter(|(key, _)| !key.starts_with('@')) {
                 if key == "$" {
-                    out.push_str(&escape(plain(value)));
+                    out.push_str(&written(&plain(value)));
                 } else {
                     element(out, key, value);
                 }
@@ -161,7 +163,17 @@ fn element(out: &mut String, name: &str, value: &Value) {
 
 fn leaf(out: &mut String, name: &str, text: &str) {
     let name = element_name(name);
-    out.push_str(&format!("<{name}>{}</{name}>", escape(text)));
+    out.push_str(&format!("<{name}>{}</{name}>", written(text)));
+}
+
+/// A reader makes a blank of a tab or a line's end in an attribute, and a line feed of a carriage return anywhere, unless
+/// they are written as references (XML 1.0, sections 2.11 and 3.3.3).
+fn written(text: &str) -> Cow<'_, str> {
+    let escaped = escape(text);
+    if !escaped.contains(['\t', '\n', '\r']) {
+        return escaped;
+    }
+    Cow::Owned(escaped.replace('\t', "&#9;").replace('\n', "&#10;").replace('\r', "&#13;"))
 }
 
 fn plain(value: &Value) -> String {
@@ -199,6 +211,8 @@ mod tests {
         );
         let back = read(&write("instance", &value)).unwrap();
         assert_eq!(back["instance"]["app"], "<&\">");
+        let odd = json!({"a": {"@b": "tab\tline\nreturn\rend", "$": "c\t\n\rd"}});
+        assert_eq!(read(&write("i", &odd)).unwrap(), json!({"i": odd}));
     }
 
     #[test]

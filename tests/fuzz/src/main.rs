@@ -3,9 +3,9 @@
 //! What must hold of an input stands beside the code that reads it, in the `fuzz` module of its crate; that crate's own
 //! tests replay the corpus. Here is only the list.
 
-#![cfg_attr(fuzzing, no_main)]
+#![cfg_attr(feature = "fuzzing", no_main)]
 
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzzing")]
 mod targets {
     use std::sync::LazyLock;
 
@@ -37,7 +37,7 @@ mod targets {
     fuzz_target!(init: { LazyLock::force(&CHOSEN); }, |data: &[u8]| (*CHOSEN)(data));
 }
 
-#[cfg(not(fuzzing))]
+#[cfg(not(feature = "fuzzing"))]
 fn main() -> std::process::ExitCode {
     // Built with the workspace to see that it is whole; it fuzzes only as tests/fuzz/run builds it.
     std::process::ExitCode::from(2)

@@ -1,6 +1,6 @@
 //! The control plane's HTTP/JSON API, `/api/v1`, on STATE/run/control.sock.
 
-#[cfg(any(fuzzing, test))]
+#[cfg(any(feature = "fuzzing", test))]
 pub mod fuzz;
 pub(crate) mod limits;
 pub mod peer;
