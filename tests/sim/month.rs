@@ -374,8 +374,9 @@ impl Month {
             What::ClockJump { by_s, lasts_s } => {
                 if let Some(plane) = &self.planes[0] {
                     plane.host.skew_ms.store(by_s * 1_000, Ordering::Relaxed);
-                    self.site.book().skewed = true;
-                    let until = seconds_later(self.site.time.now(), *lasts_s);
+                    let now = self.site.time.now();
+                    let until = seconds_later(now, *lasts_s);
+                    self.site.book().skews.push((now, until));
                     self.later.push((until, Later::Begin { plane: 0, skew_ms: 0 }));
                 }
             }

@@ -172,6 +172,9 @@ const IMAGES: [&str; 10] =
 /// By how much a wall clock is set at most.
 pub const JUMP_MAX_S: i64 = 5_000;
 
+/// By how much at least, where it is to cut a watch short.
+const JUMP_LEAST_S: i64 = 600;
+
 /// How long a month is.
 pub const DAYS: i64 = 30;
 
@@ -215,6 +218,9 @@ pub fn write(rng: &mut Rng, start: Timestamp, teams: &[Team], calm: bool) -> Vec
     if !calm {
         trouble(&mut writer);
         crashes(&mut writer);
+        set_in_a_watch(&mut writer);
+        halted_while_booting(&mut writer);
+        first_version_is_slow(&mut writer);
     }
     let mut events = writer.events;
     events.sort_by_key(|event| event.at);
@@ -455,6 +461,59 @@ fn pairs(w: &mut Writer<'_>) {
         let when = seconds_later(at, w.rng.between(60, 3_000));
         w.put(when, demand(&cluster));
     }
+}
+
+/// A clock set forward while a push is watched: the watch seems to be over.
+fn set_in_a_watch(w: &mut Writer<'_>) {
+    let mut rng = w.rng.fork(1);
+    let watches = w.events.iter().filter_map(|event| match event.what {
+        What::Deploy { watch_s, .. } => Some((event.at, i64::try_from(watch_s).ok()?)),
+        _ => None,
+    });
+    let watches: Vec<_> = watches.filter(|(_, watch_s)| *watch_s >= JUMP_LEAST_S).collect();
+    for (at, watch_s) in watches {
+        if rng.percent(15) {
+            let when = seconds_later(at, rng.between(120, watch_s));
+            w.put(when, What::ClockJump { by_s: rng.between(JUMP_LEAST_S, JUMP_MAX_S), lasts_s: 7_200 });
+        }
+    }
+}
+
+/// A halt while instances boot that will never be healthy: its time must not count against their push.
+fn halted_while_booting(w: &mut Writer<'_>) {
+    let mut rng = w.rng.fork(2);
+    if !rng.percent(30) {
+        return;
+    }
+    let at = seconds_later(w.start, rng.between(3_600, DAYS * 86_400));
+    let cluster = rng.pick(&w.clusters).cloned().unwrap_or_default();
+    let image = (*rng.pick(&["ami-sick", "ami-slow"]).unwrap_or(&"ami-sick")).to_owned();
+    w.put(at, What::Deploy { cluster, image, soak_s: 60, watch_s: 1_800, plan_first: false });
+    let halted = seconds_later(at, rng.between(30, 200));
+    w.put(halted, What::Halt);
+    w.put(seconds_later(halted, rng.between(600, 3_000)), What::Resume);
+}
+
+/// A cluster's first version is given up as too slow and stays, for no other serves. Somebody puts it into rotation once it
+/// has booted, and the next push has it as its way back for longer than it was to be kept.
+fn first_version_is_slow(w: &mut Writer<'_>) {
+    let mut rng = w.rng.fork(3);
+    if !rng.percent(30) {
+        return;
+    }
+    let deploy = |image: &str, watch_s| What::Deploy {
+        cluster: FRESH.to_owned(),
+        image: image.to_owned(),
+        soak_s: 60,
+        watch_s,
+        plan_first: false,
+    };
+    let at = seconds_later(w.start, rng.between(3_600, 10 * 86_400));
+    w.put(at, deploy("ami-slow", 1_800));
+    let by_hand = seconds_later(at, rng.between(900, 2_400));
+    w.put(by_hand, What::Hand { kind: Hand::FlipAway, cluster: FRESH.to_owned() });
+    let next = seconds_later(by_hand, rng.between(60, 3_000));
+    w.put(next, deploy("ami-1", 100_000));
 }
 
 fn crashes(w: &mut Writer<'_>) {

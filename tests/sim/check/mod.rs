@@ -185,8 +185,8 @@ pub struct Book {
     pub given_up: BTreeMap<u64, Timestamp>,
     /// Halts: since when, and until when.
     pub halts: Vec<(Timestamp, Option<Timestamp>)>,
-    /// A wall clock was wrong in this month: times in the ledger prove nothing.
-    pub skewed: bool,
+    /// A wall clock was wrong, from when until when: times that a control plane wrote meanwhile prove nothing.
+    pub skews: Vec<(Timestamp, Timestamp)>,
     /// Victims whose registry entries are to be cancelled by this control plane, and since when.
     cancels_due: Vec<(InstanceId, usize, Timestamp)>,
     asked_for: BTreeSet<IntentId>,
@@ -335,6 +335,11 @@ impl Book {
             Some(_) | None if halted => self.halts.push((now, None)),
             Some(_) | None => {}
         }
+    }
+
+    /// Whether a wall clock was wrong at any time between two moments.
+    pub fn skewed(&self, from: Timestamp, to: Timestamp) -> bool {
+        self.skews.iter().any(|(since, until)| *since <= to && from <= *until)
     }
 
     /// How long it was halted between two moments.

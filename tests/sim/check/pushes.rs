@@ -229,7 +229,8 @@ fn destroy(book: &Book, state: &State, ask: &Ask<'_>, number: u64, push: &Push, 
         let since = book.disabled.get(name).copied().filter(long_ago).or(created);
         let kept = later(since.unwrap_or(now), span(push.settings.keep_failed));
         // What a control plane decided by a wrong clock comes earlier by as much.
-        let kept = if book.skewed { seconds_later(kept, -crate::script::JUMP_MAX_S) } else { kept };
+        let skewed = book.skewed(since.unwrap_or(now), now);
+        let kept = if skewed { seconds_later(kept, -crate::script::JUMP_MAX_S) } else { kept };
         if !touched && (now < kept || group.enabled) {
             wrong.push(("I21", format!("{name} failed and is to be kept until {kept}")));
         }

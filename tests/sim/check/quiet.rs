@@ -103,10 +103,11 @@ fn open_ends(book: &Book, state: &State, end: &End) -> Vec<Wrong> {
 /// I16: no kill was even intended in a halt. I10: a halt's time counts against no push.
 fn halts(book: &Book, end: &End) -> Vec<Wrong> {
     let mut wrong = Vec::new();
-    if book.skewed {
-        return wrong;
-    }
-    for row in end.intents.iter().filter(|row| row.kind == "terminate") {
+    let by_a_right_clock = |at: Timestamp| {
+        let most = crate::script::JUMP_MAX_S;
+        !book.skewed(seconds_later(at, -most), seconds_later(at, most))
+    };
+    for row in end.intents.iter().filter(|row| row.kind == "terminate" && by_a_right_clock(row.real_at)) {
         let in_it = |(from, until): &(Timestamp, Option<Timestamp>)| {
             *from < row.real_at && until.is_none_or(|until| row.real_at < until)
         };
@@ -119,6 +120,9 @@ fn halts(book: &Book, end: &End) -> Vec<Wrong> {
         let created = book.pushes.get(number).and_then(|p| p.created);
         let given_up = book.given_up.get(number).copied();
         let (Some(created), Some(given_up), true) = (created, given_up, late) else { continue };
+        if book.skewed(created, given_up) {
+            continue;
+        }
         let had = given_up.duration_since(created) - book.halted_for(created, given_up);
         let within = SignedDuration::try_from(push.settings.ready_within).unwrap_or(SignedDuration::MAX);
         if had < within - SignedDuration::from_secs(30) {
