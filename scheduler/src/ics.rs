@@ -304,7 +304,10 @@ fn recurrence(rule: &str, first: Date) -> Result<Option<Date>, String> {
             "WKST" => {}
             "UNTIL" if until.is_none() => {
                 let day = value.get(..8).and_then(digits_date).ok_or_else(refuse)?;
-                until = Some(day);
+                // With a time it is one of UTC, where it may still be the day before. A doubt spares.
+                let day = if value.len() > 8 { day.tomorrow().unwrap_or(day) } else { day };
+                // The event itself is an occurrence (RFC 5545, section 3.8.5.3), wherever its rule ends.
+                until = Some(day.max(first));
             }
             "COUNT" if until.is_none() => {
                 until = Some(nth(first, value.parse().map_err(|_| refuse())?).ok_or_else(refuse)?)
@@ -382,6 +385,8 @@ mod tests {
             "SUMMARY:Gone\r\nDTSTART;VALUE=DATE:20200704\r\nRRULE:FREQ=YEARLY;UNTIL=20240704",
             "SUMMARY:Days\r\nDTSTART;VALUE=DATE:20251231\r\nDTEND;VALUE=DATE:20260103\r\nRRULE:FREQ=YEARLY;INTERVAL=1;BYMONTH=12",
             "SUMMARY:Leap\r\nDTSTART;VALUE=DATE:20240229\r\nRRULE:FREQ=YEARLY;COUNT=2",
+            "SUMMARY:Once\r\nDTSTART;VALUE=DATE:20360501\r\nRRULE:FREQ=YEARLY;UNTIL=20300101",
+            "SUMMARY:Tokyo\r\nDTSTART;VALUE=DATE:20200811\r\nRRULE:FREQ=YEARLY;UNTIL=20240810T150000Z",
         ]);
         let holidays = read(&text, &new_york()).unwrap();
         let on = |y, m, d| holidays.on(date(y, m, d));
@@ -396,6 +401,8 @@ mod tests {
         }
         assert_eq!((on(2024, 2, 29), on(2028, 2, 29)), (Some("Leap"), Some("Leap")));
         assert_eq!((on(2025, 2, 28), on(2025, 3, 1), on(2032, 2, 29)), (None, None, None));
+        assert_eq!((on(2036, 5, 1), on(2037, 5, 1)), (Some("Once"), None));
+        assert_eq!((on(2024, 8, 11), on(2025, 8, 11)), (Some("Tokyo"), None));
     }
 
     #[test]
