@@ -25,8 +25,10 @@ use crate::{Cloud, CloudError, Image, Traffic};
 /// Longest path of a unix socket: `sun_path` is 108 bytes with its ending zero (unix(7)).
 pub const SOCKET_PATH_MAX_BYTES: usize = 107;
 
-/// How long connecting, and then answering, may take. A flip takes 2 s at most, a crash 3 s.
+/// How long connecting, and then answering, may take.
 const CALL_MAX: Duration = Duration::from_secs(5);
+/// How long a step may take to be answered. The longest is a crash, which is looked for for 10 s.
+const STEP_MAX: Duration = Duration::from_secs(13);
 /// How long an import may take: a gigabyte is copied and hashed.
 const IMPORT_MAX: Duration = Duration::from_secs(120);
 
@@ -163,7 +165,7 @@ impl Cloud for LocalCloud {
             return Outcome::refused(e.to_string());
         }
         let request = Request::Perform { intent: Box::new(intent.clone()) };
-        match self.call(&request, CALL_MAX).await {
+        match self.call(&request, STEP_MAX).await {
             Ok(response) => {
                 // Every refusal of a step is an outcome; anything else says that the request was not understood, and
                 // whether part of it was is not ours to guess.
