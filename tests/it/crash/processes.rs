@@ -86,10 +86,19 @@ pub(crate) fn own_spaces<'a>(processes: impl IntoIterator<Item = &'a Process>) -
     processes.into_iter().flat_map(|process| spaces_of(process.pid)).filter(|space| !ours.contains(space)).collect()
 }
 
-/// Who still holds one of these namespaces, and began before `until` (the kernel gives their numbers to later ones).
+/// Everything below a `troop up` that this test has started and that lives.
+fn of_living_runs() -> BTreeSet<Process> {
+    let own = i32::try_from(std::process::id()).unwrap();
+    let is_up = |process: &Process| process.args.get(1).is_some_and(|arg| arg == "up");
+    tree(own).into_iter().filter(is_up).flat_map(|up| tree(up.pid)).collect()
+}
+
+/// Who still holds one of these namespaces, and began before `until`. The kernel gives their numbers to later ones: those
+/// of other runs, whose processes may have begun before and entered them since.
 pub(crate) fn holders(spaces: &BTreeSet<String>, until: u64) -> Vec<String> {
     let mut held = Vec::new();
-    for process in all().into_iter().filter(|process| process.start < until) {
+    let others = of_living_runs();
+    for process in all().into_iter().filter(|process| process.start < until && !others.contains(process)) {
         let of_theirs: Vec<String> =
             spaces_of(process.pid).into_iter().filter(|space| spaces.contains(space)).collect();
         if !of_theirs.is_empty() {

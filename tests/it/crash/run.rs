@@ -17,6 +17,8 @@ use crate::stage::{self, Machine, Up, interfaces, new_state, text};
 
 /// What one thing that is typed may take to be done, with a restart in it and a kill's time to heal.
 const DONE_WITHIN: Duration = Duration::from_secs(150);
+/// What takes longer than this says why.
+const SLOW: Duration = Duration::from_secs(20);
 /// When a story is told, groups that were begun anew are still booting.
 const SETTLED_WITHIN: Duration = Duration::from_secs(90);
 const ASK_EVERY: Duration = Duration::from_millis(150);
@@ -170,10 +172,10 @@ impl Run {
         let typed = self.type_in(&op.args(&self.state(), mark));
         if let Some(after) = crash {
             std::thread::sleep(after);
-            self.crash();
+            self.crash(&typed.1);
         }
         let mut said = self.answer(typed);
-        let began = Instant::now();
+        let (began, mut waits_long) = (Instant::now(), false);
         loop {
             match self.progress(op, mark) {
                 Progress::Done => return,
@@ -196,6 +198,16 @@ impl Run {
                 }
             }
             self.clear_if_told_so();
+            if began.elapsed() > SLOW && !waits_long {
+                waits_long = true;
+                let (pushes, status) = (self.up.run(&["pushes"]), self.up.run(&["status"]));
+                eprintln!(
+                    "seed {}: {op:?} waits: {said:?}\n{}{}",
+                    self.seed,
+                    text(&pushes.stdout),
+                    text(&status.stdout)
+                );
+            }
             assert!(began.elapsed() < DONE_WITHIN, "{op:?} was never done");
             std::thread::sleep(ASK_EVERY);
         }
@@ -280,13 +292,13 @@ impl Run {
         }
     }
 
-    fn crash(&mut self) {
+    fn crash(&mut self, typed: &Child) {
         let load = self.load.as_ref().unwrap();
         load.phase("crash");
         let began = Instant::now();
         if self.victim.takes_all_along() {
             self.end_load();
-            victims::kill_all(&mut self.up, self.victim, &self.host);
+            victims::kill_all(&mut self.up, self.victim, &self.host, typed);
             self.nothing_is_outside();
             let began = Instant::now();
             let (state, machine) = (self.state(), self.machine);
@@ -388,7 +400,7 @@ impl Run {
         let tree = processes::tree(self.up.pid());
         let spaces = processes::own_spaces(&tree);
         self.up.end(Signal::SIGTERM);
-        victims::nothing_lives(self.dir.path(), &tree, &spaces, &self.host);
+        victims::nothing_lives(self.dir.path(), &tree, &spaces, &self.host, None);
         self.nothing_is_outside();
         let said = self.up.ok(&["status"]);
         assert!(said.starts_with("nothing is broken by us right now"), "{said}");

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::process::Child;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -127,8 +128,9 @@ fn role_count(role: &str) -> usize {
     if role == "balancer" { 2 } else { 1 }
 }
 
-/// Kills one who takes everything along, or all of it; returns once nothing of ours is left on this machine.
-pub(crate) fn kill_all(up: &mut Up, victim: Victim, host: &BTreeSet<String>) {
+/// Kills one who takes everything along, or all of it; returns once nothing of ours is left on this machine but the command
+/// `typed`, which may wait for the control plane to come back.
+pub(crate) fn kill_all(up: &mut Up, victim: Victim, host: &BTreeSet<String>, typed: &Child) {
     let tree = processes::tree(up.pid());
     let spaces = processes::own_spaces(&tree);
     let first = up.info()["cloud_pid"].as_i64().unwrap();
@@ -150,20 +152,22 @@ pub(crate) fn kill_all(up: &mut Up, victim: Victim, host: &BTreeSet<String>) {
         let log = std::fs::read_to_string(up.state.join("up.log")).unwrap();
         assert!(log.contains("the sandbox's first process ended"), "{log}");
     }
-    nothing_lives(&up.state, &tree, &spaces, host);
+    nothing_lives(&up.state, &tree, &spaces, host, Some(typed.id()));
 }
 
 fn signal(tree: &BTreeSet<Process>, signal: Signal, which: impl Fn(&Process) -> bool) {
     tree.iter().filter(|process| which(process)).for_each(|process| process.signal(signal));
 }
 
-/// Waits until no process, namespace, mount or interface of ours is left.
+/// Waits until no process but `except`, no namespace, mount or interface of ours is left.
 pub(crate) fn nothing_lives(
     state: &Path,
     tree: &BTreeSet<Process>,
     spaces: &BTreeSet<String>,
     host: &BTreeSet<String>,
+    except: Option<u32>,
 ) {
+    let except = except.map(|pid| format!("process {pid}:"));
     let now = processes::ticks() + 1;
     let mut left = Vec::new();
     let began = tokio::time::Instant::now();
@@ -171,7 +175,8 @@ pub(crate) fn nothing_lives(
         left.clear();
         let alive = tree.iter().filter(|process| process.lives());
         left.extend(alive.map(|process| format!("process {} `{}`", process.pid, process.args.join(" "))));
-        left.extend(left_over(state));
+        let is_other = |line: &String| except.as_ref().is_none_or(|except| !line.starts_with(except));
+        left.extend(left_over(state).into_iter().filter(is_other));
         left.extend(processes::holders(spaces, now));
         left.extend(interfaces().difference(host).map(|name| format!("interface {name}")));
         if left.is_empty() {

@@ -91,7 +91,7 @@ pub async fn tick(core: &Arc<Core>, planner: &mut Planner, seen: &Look) {
 }
 
 /// The stored plan of the day, made or joined first where that is due. `None` while the world cannot be read: a plan
-/// made of half an inventory would stand for the whole day.
+/// made of half an inventory, or of an old one, would stand for the whole day.
 async fn plan_of(
     core: &Core,
     standing: &mut Standing,
@@ -102,7 +102,7 @@ async fn plan_of(
 ) -> Result<Option<Arc<DayPlan>>, String> {
     let secret = core.secret.as_ref().map_err(Clone::clone)?;
     let stored = standing.plan(core, day, &team.policy.team).await?;
-    let readable = seen.regions.iter().all(|(_, reading, shrunk)| reading.is_ok() && shrunk.is_none());
+    let readable = seen.regions.iter().all(|(region, _, _)| seen.believed(region).is_ok());
     if !readable {
         return Ok(stored);
     }

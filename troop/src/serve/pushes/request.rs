@@ -168,19 +168,17 @@ async fn begin(mut tx: troop_ledger::Tx, push: &Push) -> Result<u64, LedgerError
 
 /// The region a push is for: this build's clouds have one.
 fn one_region<'a>(seen: &'a Look, request: &DeployRequest) -> Result<(&'a RegionName, &'a Inventory), ApiError> {
-    let [(region, reading, shrunk)] = seen.regions.as_slice() else {
+    let [(region, _, shrunk)] = seen.regions.as_slice() else {
         return Err(error(ErrorKind::Yours, format!("`{}` is in several regions", request.cluster), None));
     };
-    let inventory = reading.as_ref().map_err(|why| {
-        error(ErrorKind::CouldNotAsk, format!("the inventory of {region} cannot be read: {why}"), None)
-    })?;
-    match shrunk {
-        None => Ok((region, inventory)),
-        Some(shrunk) => {
-            let why = format!("the inventory shrank from {} to {} instances at once", shrunk.from, shrunk.to);
-            Err(error(ErrorKind::Refused, why, Some("three such reads over ten minutes make it the good one")))
-        }
+    if let Some(shrunk) = shrunk {
+        let why = format!("the inventory shrank from {} to {} instances at once", shrunk.from, shrunk.to);
+        return Err(error(ErrorKind::Refused, why, Some("three such reads over ten minutes make it the good one")));
     }
+    let inventory = seen.believed(region).map_err(|why| {
+        error(ErrorKind::CouldNotAsk, format!("the inventory of {region} cannot be used: {why}"), None)
+    })?;
+    Ok((region, inventory))
 }
 
 /// The image that was asked for: a path is stored first, an id must be stored.
