@@ -289,22 +289,6 @@ fn destroy_old(push: &Push) -> Vec<String> {
     vec![Step::Destroy { group: old.clone() }.to_string(), drop_override_step(old.clone()).to_string()]
 }
 
-/// Whether the effect of a step can be seen in the world: what settles a step of which nobody can say what became of it.
-/// `None` where the world does not show it.
-pub fn effect_seen(step: &Step, inventory: &Inventory) -> Option<bool> {
-    let group = inventory.groups.get(step.group());
-    match step {
-        Step::CreateGroup { .. } => Some(group.is_some()),
-        Step::Resize { size, .. } => Some(group.is_some_and(|g| g.size == *size)),
-        Step::Flip { .. } => Some(group.is_some_and(|g| g.in_rotation)),
-        Step::Enable { .. } => Some(group.is_some_and(|g| g.enabled)),
-        Step::Disable { .. } => Some(group.is_none_or(|g| !g.enabled)),
-        Step::Destroy { .. } => Some(group.is_none_or(|g| g.size.desired == 0)),
-        Step::Terminate { instance, .. } => Some(inventory.instance(instance).is_none()),
-        Step::OverrideGroup { .. } | Step::CancelEntry { .. } => None,
-    }
-}
-
 /// How many instances of a group serve now; none where the registry's word is needed and missing.
 pub(crate) fn serving(group: &Group, seen: &crate::machine::Seen<'_>) -> u32 {
     let empty = std::collections::BTreeMap::new();

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{ImageId, InstanceId, ZoneName};
+use crate::inventory::Inventory;
 use crate::names::{ClusterName, GroupName};
 
 /// A group's bounds and wish, in instances.
@@ -131,6 +132,22 @@ impl Step {
             Self::Destroy { .. } => "destroy",
             Self::OverrideGroup { .. } => "override_group",
             Self::CancelEntry { .. } => "cancel_entry",
+        }
+    }
+
+    /// Whether the world shows the step's effect: what settles a step of which nobody can say what became of it. `None` where
+    /// an inventory does not show it.
+    pub fn seen_in(&self, inventory: &Inventory) -> Option<bool> {
+        let group = inventory.groups.get(self.group());
+        match self {
+            Self::CreateGroup { .. } => Some(group.is_some()),
+            Self::Resize { size, .. } => Some(group.is_some_and(|g| g.size == *size)),
+            Self::Flip { .. } => Some(group.is_some_and(|g| g.in_rotation)),
+            Self::Enable { .. } => Some(group.is_some_and(|g| g.enabled)),
+            Self::Disable { .. } => Some(group.is_none_or(|g| !g.enabled)),
+            Self::Destroy { .. } => Some(group.is_none_or(|g| g.size.desired == 0)),
+            Self::Terminate { instance, .. } => Some(inventory.instance(instance).is_none()),
+            Self::OverrideGroup { .. } | Self::CancelEntry { .. } => None,
         }
     }
 

@@ -210,8 +210,11 @@ fn parse_manifest(text: &str, path: &Path) -> Result<Manifest, ImageError> {
     if manifest.port == 0 {
         return Err(bad("port", "must be 1 to 65535"));
     }
-    if !manifest.health_path.starts_with('/') || !manifest.health_path.chars().all(|c| c.is_ascii_graphic()) {
-        return Err(bad("health_path", "must start with `/` and hold no blanks"));
+    // As it is it becomes the target of a request. A fragment would be lost on the way.
+    let path = manifest.health_path.as_str();
+    let is_target = path.parse::<http::uri::PathAndQuery>().is_ok_and(|target| target.as_str() == path);
+    if !path.starts_with('/') || !path.is_ascii() || !is_target {
+        return Err(bad("health_path", "must be the path of a URL: `/` first, what is special in it as `%xx`, no `#`"));
     }
     Ok(manifest)
 }

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use troop_policies::ids::BadId;
 use troop_policies::intent::{Intent, Outcome};
+use troop_policies::step::Step;
 use troop_policies::{AccountName, InstanceId, IntentId, RegionName, ZoneName};
 
 use super::client::{SOCKET_PATH_MAX_BYTES, socket_path};
@@ -316,7 +317,7 @@ impl Server {
                     waiting.push(reply);
                     return None;
                 }
-                return answer(reply, begun_before());
+                return answer(reply, self.begun_before(&intent));
             }
             Seen::OtherStep => return answer(reply, Outcome::refused(other_step(&intent))),
             Seen::MaybeForgotten => return answer(reply, Outcome::refused(maybe_forgotten())),
@@ -352,7 +353,7 @@ impl Server {
         match self.tokens.look(intent) {
             Seen::Settled(outcome) => outcome,
             Seen::Begun if self.waiting.contains_key(&intent.id) => Outcome::unknown("it is being carried out"),
-            Seen::Begun => begun_before(),
+            Seen::Begun => self.begun_before(intent),
             Seen::OtherStep => Outcome::unknown(other_step(intent)),
             Seen::MaybeForgotten => Outcome::unknown(maybe_forgotten()),
             Seen::Never => {
@@ -362,6 +363,33 @@ impl Server {
                     Err(e) => Outcome::unknown(format!("it has not come yet, and that could not be written: {e}")),
                 }
             }
+        }
+    }
+
+    /// What became of an intent that the process before this one began: what is saved of groups and routes shows it, and
+    /// nobody is at it any more. Of a kill nothing shows it, for every instance is gone.
+    fn begun_before(&mut self, intent: &Intent) -> Outcome {
+        let unknown = "it was begun before the cloud was started again, and how far it came was not written";
+        let seen = match intent.step {
+            Step::Terminate { .. } => None,
+            Step::CreateGroup { .. }
+            | Step::Resize { .. }
+            | Step::Flip { .. }
+            | Step::Enable { .. }
+            | Step::Disable { .. }
+            | Step::Destroy { .. }
+            | Step::OverrideGroup { .. }
+            | Step::CancelEntry { .. } => intent.step.seen_in(&self.controller.inventory((self.clock)())),
+        };
+        let outcome = match seen {
+            Some(true) => Outcome::done("seen when the cloud had been started again"),
+            Some(false) => Outcome::refused("not done when the cloud was started again"),
+            None => return Outcome::unknown(unknown),
+        };
+        // Written first: what is said once stays true, whatever others do to the group.
+        match self.tokens.settle(&intent.id, outcome.clone()) {
+            Ok(()) => outcome,
+            Err(e) => Outcome::unknown(format!("{unknown}; what is seen now could not be written: {e}")),
         }
     }
 
@@ -499,10 +527,6 @@ impl Server {
             }
         });
     }
-}
-
-fn begun_before() -> Outcome {
-    Outcome::unknown("it was begun before the cloud was started again, and how far it came was not written")
 }
 
 fn other_step(intent: &Intent) -> String {

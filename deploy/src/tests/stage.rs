@@ -312,7 +312,7 @@ impl Driver {
     pub(super) fn step(&mut self, world: &mut World) {
         if let Some(intent) = self.push.in_flight.clone() {
             // What became of a lost answer is asked, never done again.
-            let seen = crate::script::effect_seen(&intent.step, &world.inventory).unwrap_or(true);
+            let seen = intent.step.seen_in(&world.inventory).unwrap_or(true);
             let outcome = if seen { Outcome::done("seen") } else { Outcome::refused("not seen") };
             self.push = outcome::settled(&self.push, &outcome, Duration::from_millis(5), world.now);
         }

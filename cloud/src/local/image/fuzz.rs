@@ -24,7 +24,9 @@ pub(crate) fn manifest(data: &[u8]) {
     assert!(manifest.command.first().is_some_and(|program| !program.is_empty()));
     assert!(manifest.port > 0 && manifest.health_path.starts_with('/'));
     // It becomes the target of a request.
-    assert!(manifest.health_path.parse::<http::Uri>().is_ok(), "{}", manifest.health_path);
+    let target: http::Uri =
+        manifest.health_path.parse().unwrap_or_else(|why| panic!("{}: {why}", manifest.health_path));
+    assert_eq!(target.path_and_query().map(http::uri::PathAndQuery::as_str), Some(manifest.health_path.as_str()));
     let printed = toml::to_string(&manifest).expect("it can be written");
     let again = parse_manifest(&printed, path).unwrap_or_else(|why| panic!("{why}\n{printed}"));
     assert_eq!(again, manifest, "{printed}");

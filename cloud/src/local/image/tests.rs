@@ -132,7 +132,9 @@ fn a_manifest_that_is_wrong_says_where() {
     assert!(manifest(&GOOD.replace("8080", "0")).contains("`port` must be 1 to 65535"));
     assert!(manifest(&GOOD.replace("8080", "70000")).contains("70000"));
     assert!(manifest(&GOOD.replace("[\"./serve\"]", "[]")).contains("`command`"));
-    assert!(manifest(&GOOD.replace("/health", "health")).contains("`health_path`"));
+    for path in ["health", "/a b", "/a?b<c", "/a#b", "/ä", "//h:0/a\\u0007"] {
+        assert!(manifest(&GOOD.replace("/health", path)).contains("`health_path`"), "{path}");
+    }
     assert!(manifest(&GOOD.replace("hello", "a/b")).contains("`name`"));
     assert!(manifest(&format!("{GOOD}registry = \"maybe\"\n")).contains("maybe"));
     let none = desk();

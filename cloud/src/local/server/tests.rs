@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use troop_policies::intent::Cause;
 use troop_policies::inventory::Inventory;
 use troop_policies::leash::Permit;
-use troop_policies::step::{Size, Step};
+use troop_policies::step::{How, Size};
 use troop_policies::{ClusterName, GroupName, ImageId};
 
 use self::stage::{Proxy, Stage, Worker, real_time};
@@ -178,24 +178,35 @@ async fn a_restart_keeps_groups_and_tokens_and_begins_instances_anew() {
         assert!(stage.perform(intent).await.is_done());
     }
     let before: Vec<_> = stage.wait_for_members(&group(), 2).await;
-    // As a kill -9 in the middle would leave it: begun, with no result.
-    let half = intent("0c", Step::Enable { group: group() });
-    let begun = serde_json::json!({
-        "step": half.step, "intent_at": half.at, "begun_at": half.at, "result": null
-    });
+    // As a kill -9 in the middle would leave them: begun, with no result.
+    let shown = intent("0c", Step::Enable { group: group() });
+    let not_shown = intent("0d", Step::Resize { group: group(), size: Size::pinned(3) });
+    let kill = intent("0e", Step::Terminate { group: group(), instance: before[0].clone(), kill: How::Crash });
     let tokens = stage.state().join("cloud/tokens");
-    std::fs::write(tokens.join("0c.json"), begun.to_string()).unwrap();
+    for half in [&shown, &not_shown, &kill] {
+        let begun = serde_json::json!({
+            "step": half.step, "intent_at": half.at, "begun_at": half.at, "result": null
+        });
+        std::fs::write(tokens.join(format!("{}.json", half.id)), begun.to_string()).unwrap();
+    }
     let stage = stage.restart().await;
     let after = stage.wait_for_members(&group(), 2).await;
     assert!(before.iter().all(|id| !after.contains(id)));
     assert!(stage.resolve(&create).await.is_done());
     assert!(stage.perform(&create).await.is_done(), "answered, not done again");
-    assert!(matches!(stage.resolve(&half).await, Outcome::Unknown { .. }));
-    assert!(matches!(stage.perform(&half).await, Outcome::Unknown { .. }), "never carried out again");
+    for _ in 0..2 {
+        assert!(stage.resolve(&shown).await.is_done());
+        assert!(matches!(stage.resolve(&not_shown).await, Outcome::Refused { .. }));
+        assert!(matches!(stage.perform(&not_shown).await, Outcome::Refused { .. }), "never carried out again");
+        assert!(matches!(stage.resolve(&kill).await, Outcome::Unknown { .. }), "every instance is gone");
+        // What was said stays true, whatever comes after.
+        assert!(stage.perform(&intent("0f", Step::Resize { group: group(), size: Size::pinned(3) })).await.is_done());
+        stage.wait_for_members(&group(), 3).await;
+    }
     assert_eq!(stage.cloud().images(&RegionName::new(REGION).unwrap()).await.unwrap()[0].id, image);
     let rows = stage.cloud().processes().await.unwrap();
     assert!(rows.iter().all(|row| row.pid.is_some() && row.log.ends_with(format!("{}.log", row.instance))));
-    assert_eq!(rows.len(), 2);
+    assert_eq!(rows.len(), 3);
     stage.shutdown().await;
 }
 

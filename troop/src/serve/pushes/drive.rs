@@ -382,7 +382,7 @@ async fn resolve(
 /// What the world shows of a step of which nobody can say what became of it.
 async fn by_look(core: &Arc<Core>, push: &Push, intent: &Intent, why: &str, now: Timestamp) -> Outcome {
     let seen = look(core).await;
-    let shown = seen.believed(&push.region).ok().map(|inventory| script::effect_seen(&intent.step, inventory));
+    let shown = seen.believed(&push.region).ok().map(|inventory| intent.step.seen_in(inventory));
     match shown {
         Some(Some(true)) => Outcome::done(format!("seen in the inventory at {now}; {why}")),
         Some(Some(false)) => Outcome::refused(format!("not seen in the inventory at {now}; {why}")),
