@@ -12,7 +12,6 @@ use troop_deploy::machine::{self, Act, Move, Right, Seen, holds_lock};
 use troop_deploy::outcome;
 use troop_deploy::push::{Phase, Push};
 use troop_deploy::rollback::{Answer, ask};
-use troop_deploy::script;
 use troop_ledger::{LedgerError, PushRow, Taken, Tx};
 use troop_policies::intent::{Cause, Intent, Outcome};
 use troop_policies::inventory::Inventory;
