@@ -1,0 +1,8 @@
+//! What the agent on a host knows without touching it: what a fault is and whom it may concern.
+//!
+//! Nobody uses this crate yet: the daemon, which has the kernel's side, joins next.
+//!
+//! **Invariant:** no IO, no clock, no runtime. Time is an argument, and so is chance: a seeded generator.
+
+pub mod distribution;
+pub mod fault;
