@@ -1,7 +1,9 @@
-//! How delays vary: the tables of netem.
+//! How delays vary and losses cluster: the tables of netem, and draws as the kernel makes them.
 
+mod draw;
 mod table;
 
+pub use draw::{Correlated, Events, GilbertElliottState, delay_ns};
 pub use table::{BadTable, ENTRIES_MAX, Measured, SAMPLES_MIN, SCALE, Table};
 
 /// The shape of a delay's variation.
