@@ -1,4 +1,5 @@
-//! What the agent on a host knows without touching it: what a fault is and whom it may concern.
+//! What the agent on a host knows without touching it: what a fault is and whom it may concern, how delays are drawn, and
+//! what the kernel is told.
 //!
 //! Nobody uses this crate yet: the daemon, which has the kernel's side, joins next.
 //!
@@ -6,3 +7,4 @@
 
 pub mod distribution;
 pub mod fault;
+pub mod netem;
