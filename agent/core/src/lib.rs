@@ -7,4 +7,6 @@
 
 pub mod distribution;
 pub mod fault;
+pub mod moment;
 pub mod netem;
+pub mod shaper;
