@@ -1,5 +1,5 @@
 //! What the agent on a host knows without touching it: what a fault is and whom it may concern, how delays are drawn, and
-//! what the kernel is told.
+//! what the kernel is told, how the planes in user space delay, and how long a fault may live.
 //!
 //! Nobody uses this crate yet: the daemon, which has the kernel's side, joins next.
 //!

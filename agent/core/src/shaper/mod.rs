@@ -4,7 +4,7 @@
 //! [`Shaper::poll_timeout`], and takes what is due with [`Shaper::poll_packet`]. It works on handles, which should be small:
 //! they move within a heap. Chance comes from the generator that is passed in, so a seed replays a run.
 //!
-//! A packet costs O(log n) for n that wait, and no allocation under a steady load. None leaves before its time. None is
+//! A packet costs at most O(log n) for n that wait, O(1) where none overtakes, and no allocation under a steady load. None leaves before its time. None is
 //! lost but by the fault's own loss: at the [`Bound`] the fault ends, and everything held leaves at once.
 //!
 //! The steps are those of netem (`netem_enqueue` in net/sched/sch_netem.c), in its order: duplicate, lose, corrupt, overtake

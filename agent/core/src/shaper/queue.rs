@@ -1,4 +1,7 @@
 //! Packets waiting: by the time at which each leaves, or, once the fault has ended, in the order in which they came.
+//!
+//! As in netem, those that leave after all that came before stand in a line, which costs nothing to keep; only the others
+//! need a heap.
 
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, VecDeque};
@@ -11,15 +14,13 @@ const CAPACITY: usize = 1024;
 
 #[derive(Debug)]
 pub(super) struct Queue<P> {
-    waiting: Waiting<P>,
+    /// In the order of leaving.
+    line: VecDeque<Entry<P>>,
+    /// Those that leave before the last of the line, as it was when they came.
+    heap: BinaryHeap<Entry<P>>,
+    over: bool,
     next: u64,
     bytes: usize,
-}
-
-#[derive(Debug)]
-enum Waiting<P> {
-    ByTime(BinaryHeap<Entry<P>>),
-    AsTheyCame(VecDeque<Entry<P>>),
 }
 
 #[derive(Debug)]
@@ -33,62 +34,58 @@ struct Entry<P> {
 
 impl<P> Queue<P> {
     pub(super) fn new() -> Self {
-        Self { waiting: Waiting::ByTime(BinaryHeap::with_capacity(CAPACITY)), next: 0, bytes: 0 }
+        let (line, heap) = (VecDeque::with_capacity(CAPACITY), BinaryHeap::with_capacity(CAPACITY));
+        Self { line, heap, over: false, next: 0, bytes: 0 }
     }
 
     pub(super) fn held(&self) -> Held {
-        let packets = match &self.waiting {
-            Waiting::ByTime(heap) => heap.len(),
-            Waiting::AsTheyCame(line) => line.len(),
-        };
-        Held { packets, bytes: self.bytes }
+        Held { packets: self.line.len() + self.heap.len(), bytes: self.bytes }
     }
 
     pub(super) fn push(&mut self, leaving: Leaving<P>, bytes: usize, due: Moment) {
+        let due = if self.over { Moment::default() } else { due };
         let entry = Entry { due, number: self.next, bytes, leaving };
         self.next += 1;
         self.bytes += bytes;
-        match &mut self.waiting {
-            Waiting::ByTime(heap) => heap.push(entry),
-            Waiting::AsTheyCame(line) => line.push_back(entry),
+        if self.line.back().is_none_or(|last| last.due <= due) {
+            self.line.push_back(entry);
+        } else {
+            self.heap.push(entry);
         }
     }
 
     /// From now on packets leave in the order in which they came, and at once.
     pub(super) fn give_up(&mut self) {
-        if let Waiting::ByTime(heap) = &mut self.waiting {
-            let mut entries = std::mem::take(heap).into_vec();
-            entries.sort_unstable_by_key(|entry| entry.number);
-            self.waiting = Waiting::AsTheyCame(entries.into());
+        self.over = true;
+        self.line.extend(self.heap.drain());
+        self.line.make_contiguous().sort_unstable_by_key(|entry| entry.number);
+        for entry in &mut self.line {
+            entry.due = Moment::default();
         }
     }
 
-    /// When the next packet is due, of those that wait for a time.
+    /// When the next packet is due. Always in the past once the fault has ended.
     pub(super) fn next_due(&self) -> Option<Moment> {
-        match &self.waiting {
-            Waiting::ByTime(heap) => heap.peek().map(|entry| entry.due),
-            Waiting::AsTheyCame(line) => line.front().map(|_| Moment::default()),
-        }
+        let due = |entry: &Entry<P>| entry.due;
+        self.line.front().map(due).into_iter().chain(self.heap.peek().map(due)).min()
     }
 
     pub(super) fn pop(&mut self, now: Moment) -> Option<Leaving<P>> {
         if self.next_due()? > now {
             return None;
         }
-        let entry = match &mut self.waiting {
-            Waiting::ByTime(heap) => heap.pop()?,
-            Waiting::AsTheyCame(line) => line.pop_front()?,
+        let line_first = match (self.line.front(), self.heap.peek()) {
+            (Some(line), Some(heap)) => line.rank() < heap.rank(),
+            (line, None | Some(_)) => line.is_some(),
         };
+        let entry = if line_first { self.line.pop_front()? } else { self.heap.pop()? };
         self.bytes -= entry.bytes;
         Some(entry.leaving)
     }
 
     #[cfg(test)]
     pub(super) fn capacity(&self) -> usize {
-        match &self.waiting {
-            Waiting::ByTime(heap) => heap.capacity(),
-            Waiting::AsTheyCame(line) => line.capacity(),
-        }
+        self.line.capacity() + self.heap.capacity()
     }
 }
 
