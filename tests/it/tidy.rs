@@ -78,8 +78,10 @@ fn arrows_point_down() {
 #[test]
 fn policies_are_pure() {
     let banned = ["tokio", "sqlx", "reqwest", "hyper", "nix", "rustix", "axum"];
-    for package in
-        metadata().packages.iter().filter(|p| ["troop-policies", "troop-scheduler", "troop-agent-core"].contains(&p.name.as_str()))
+    for package in metadata()
+        .packages
+        .iter()
+        .filter(|p| ["troop-policies", "troop-scheduler", "troop-agent-core"].contains(&p.name.as_str()))
     {
         for dependency in &package.dependencies {
             assert!(!banned.contains(&dependency.name.as_str()), "{} depends on {}", package.name, dependency.name);
