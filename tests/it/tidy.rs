@@ -9,13 +9,14 @@ use std::path::{Path, PathBuf};
 use cargo_metadata::{DependencyKind, MetadataCommand};
 
 /// The layer of every package. An arrow points to a lower layer only, never sideways or up (docs/architecture.md).
-const LAYERS: [(&str, u32); 11] = [
+const LAYERS: [(&str, u32); 12] = [
     ("troop-policies", 1),
     ("troop-http", 1),
     ("troop-scheduler", 2),
     ("troop-cloud", 2),
     ("troop-registry", 2),
     ("troop-ledger", 2),
+    ("troop-agent-core", 2),
     ("troop-monkeys", 3),
     ("troop-deploy", 3),
     ("troop", 4),
@@ -77,8 +78,10 @@ fn arrows_point_down() {
 #[test]
 fn policies_are_pure() {
     let banned = ["tokio", "sqlx", "reqwest", "hyper", "nix", "rustix", "axum"];
-    for package in
-        metadata().packages.iter().filter(|p| ["troop-policies", "troop-scheduler"].contains(&p.name.as_str()))
+    for package in metadata()
+        .packages
+        .iter()
+        .filter(|p| ["troop-policies", "troop-scheduler", "troop-agent-core"].contains(&p.name.as_str()))
     {
         for dependency in &package.dependencies {
             assert!(!banned.contains(&dependency.name.as_str()), "{} depends on {}", package.name, dependency.name);
