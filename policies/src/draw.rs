@@ -177,10 +177,34 @@ mod tests {
     }
 
     #[test]
+    fn below_skips_nothing_where_2_64_is_a_multiple() {
+        let mut draw = vector();
+        for _ in 0..100 {
+            assert!(draw.below(1 << 63).unwrap() < 1 << 63);
+        }
+        assert_eq!(draw.next, 100);
+    }
+
+    #[test]
     fn a_secret_is_never_printed() {
         assert_eq!(format!("{:?}", SiteSecret::from_bytes([7; 32])), "SiteSecret(..)");
         assert_eq!(SiteSecret::parse("abc"), Err(BadSecret::Shape));
         let secret = SiteSecret::from_bytes([7; 32]);
         assert_eq!(SiteSecret::parse(&secret.to_text()), Ok(secret));
+        assert_eq!(format!("{:?}", DayKey([7; 32])), "DayKey(..)");
+    }
+
+    #[test]
+    fn a_fingerprint_is_the_hash_of_label_and_secret() {
+        // By hand: sha256 of `troop/1|fingerprint|` and 32 bytes 0x11.
+        let secret = SiteSecret::from_bytes([0x11; 32]);
+        assert_eq!(secret.fingerprint(), "8c4599143d581fd473580e1471ee1fd7ed955c4f2331da604665afce89acafde");
+    }
+
+    #[test]
+    fn a_published_day_key_is_read_back() {
+        let key = DayKey([7; 32]);
+        assert_eq!(DayKey::from_hex(&key.to_hex()), Some(key));
+        assert_eq!(DayKey::from_hex("07"), None);
     }
 }

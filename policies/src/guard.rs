@@ -206,3 +206,6 @@ pub fn push_step(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -134,3 +134,104 @@ impl Permit<'_> {
 fn age_ms(from: Timestamp, to: Timestamp) -> i64 {
     to.as_millisecond().saturating_sub(from.as_millisecond())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{self, group, group_name, id, now};
+    use crate::gates::{Eligible, Purpose, ask};
+    use crate::step::How;
+    use crate::{AccountName, IntentId, RegionName, TeamName};
+
+    fn eligible() -> Eligible {
+        let inventory = fixture::inventory(vec![group("hello-web-v000", &["i-1", "i-2", "i-3"])]);
+        let (policy, registry) = (fixture::policy(), fixture::registry(&inventory));
+        let situation = fixture::situation(&policy, &inventory, &registry);
+        ask(&situation, &fixture::scope(), &Purpose::Drawn).result.unwrap()
+    }
+
+    fn terminate(instance: &str) -> Step {
+        Step::Terminate { group: group_name("hello-web-v000"), instance: id(instance), kill: How::Crash }
+    }
+
+    fn intent(step: Step, cause: Cause) -> Intent {
+        Intent {
+            id: IntentId::new("aa").unwrap(),
+            account: AccountName::new("local").unwrap(),
+            region: RegionName::new("r1").unwrap(),
+            step,
+            cause,
+            at: now(),
+        }
+    }
+
+    fn draw() -> Cause {
+        Cause::Draw {
+            team: TeamName::new("demo").unwrap(),
+            draw_key: fixture::scope().draw_key,
+            monkey: "chaos".to_owned(),
+            day: jiff::civil::date(2026, 11, 24),
+        }
+    }
+
+    fn push() -> Cause {
+        Cause::Push { push: 7, actor: "ana".to_owned() }
+    }
+
+    /// A moment `ms` after the gates were asked.
+    fn later(ms: i64) -> Timestamp {
+        Timestamp::from_millisecond(now().as_millisecond() + ms).unwrap()
+    }
+
+    #[test]
+    fn a_monkey_may_act_only_on_a_fresh_answer_of_the_gates_and_on_what_it_allows() {
+        let eligible = eligible();
+        let ask = |step, at| Unleashed::for_step(&intent(step, draw()), Warrant::Gates(&eligible), at).map(|_| ());
+        assert_eq!(ask(terminate("i-1"), later(0)), Ok(()));
+        assert_eq!(ask(terminate("i-1"), later(30_000)), Ok(()));
+        for age_ms in [-1, 30_001] {
+            assert_eq!(ask(terminate("i-1"), later(age_ms)), Err(NotPermitted::Expired { age_ms }));
+        }
+        let allowed = "terminate one of 3 instances".to_owned();
+        let asked = "terminate i-9 of hello-web-v000, at once".to_owned();
+        assert_eq!(ask(terminate("i-9"), later(0)), Err(NotPermitted::OtherStep { allowed, asked }));
+    }
+
+    #[test]
+    fn a_push_may_act_unless_it_is_halted_and_no_warrant_serves_another_cause() {
+        let eligible = eligible();
+        let upkeep = || Cause::Upkeep { reason: "a test".to_owned() };
+        let ask = |cause, warrant| Unleashed::for_step(&intent(terminate("i-1"), cause), warrant, now()).map(|_| ());
+        assert_eq!(ask(push(), Warrant::Push { halted_before_flip: false }), Ok(()));
+        assert_eq!(ask(push(), Warrant::Push { halted_before_flip: true }), Err(NotPermitted::Halted));
+        let differ = Err(NotPermitted::Leashed { by: "cause and warrant differ" });
+        for cause in [draw(), upkeep()] {
+            assert_eq!(ask(cause, Warrant::Push { halted_before_flip: false }), differ);
+        }
+        for cause in [push(), upkeep()] {
+            assert_eq!(ask(cause, Warrant::Gates(&eligible)), differ);
+        }
+    }
+
+    #[test]
+    fn a_permit_is_for_one_step_and_dies() {
+        let intent = intent(terminate("i-1"), push());
+        let unleashed = Unleashed::for_step(&intent, Warrant::Push { halted_before_flip: false }, now()).unwrap();
+        let permit = Permit::Unleashed(&unleashed);
+        assert_eq!(permit.check(&terminate("i-1"), later(30_000)), Ok(()));
+        assert!(matches!(permit.check(&terminate("i-2"), later(0)), Err(NotPermitted::OtherStep { .. })));
+        for age_ms in [-1, 30_001] {
+            assert_eq!(permit.check(&terminate("i-1"), later(age_ms)), Err(NotPermitted::Expired { age_ms }));
+        }
+    }
+
+    #[test]
+    fn an_undo_never_dies_and_restores_alone() {
+        let enable = Step::Enable { group: group_name("hello-web-v000") };
+        let undo = Permit::Undo(Undo::for_step(&enable).unwrap());
+        assert_eq!(undo.check(&enable, later(86_400_000)), Ok(()));
+        for step in [terminate("i-1"), Step::Destroy { group: group_name("hello-web-v000") }] {
+            assert_eq!(undo.check(&step, now()), Err(NotPermitted::NoUndo { step: step.to_string() }));
+        }
+    }
+}

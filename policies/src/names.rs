@@ -156,7 +156,8 @@ impl ClusterName {
     ///
     /// `None` only when all thousand names are in use.
     pub fn next_group(&self, newest: Option<&GroupName>, in_use: &BTreeSet<GroupName>) -> Option<GroupName> {
-        let first = newest.and_then(GroupName::sequence).map_or(0, |s| if s + 1 >= SEQUENCE_COUNT { 0 } else { s + 1 });
+        // A foreign name may count beyond v999; from there too it begins anew, for `group` takes this modulo 1000.
+        let first = newest.and_then(GroupName::sequence).map_or(0, |s| (s + 1).min(SEQUENCE_COUNT));
         (0..SEQUENCE_COUNT)
             .map(|n| self.group(first + n))
             .find(|name| !in_use.contains(name) || crate::sabotaged!("name_reuse"))
@@ -285,6 +286,7 @@ mod tests {
         for bad in ["", "-v000", "--v001", "~foo-v001", "foo-^x-v001", "api-~test-A-v004", "a b"] {
             assert!(GroupName::new(bad).is_err(), "{bad:?} was taken");
         }
+        assert!(GroupName::new("x".repeat(96)).is_ok());
         assert!(GroupName::new("x".repeat(97)).is_err());
     }
 
@@ -293,6 +295,9 @@ mod tests {
         for bad in ["foo-v001", "foo-web-v001-x", "foo-", "foo-web-"] {
             assert!(ClusterName::new(bad).is_err(), "{bad:?} was taken");
         }
+        // Five characters are left for the sequence.
+        assert!(ClusterName::new("x".repeat(91)).is_ok());
+        assert!(ClusterName::new("x".repeat(92)).is_err());
         let app = AppName::new("foo").unwrap();
         assert_eq!(ClusterName::build(&app, None, Some("blue")).unwrap().as_str(), "foo--blue");
         assert_eq!(ClusterName::build(&app, Some("web"), None).unwrap().as_str(), "foo-web");
@@ -310,6 +315,7 @@ mod tests {
         assert_eq!(next(Some("foo-v999")), "foo-v000");
         assert_eq!(next(Some("foo-v1000")), "foo-v000");
         assert_eq!(next(Some("foo-v999999")), "foo-v000");
+        assert_eq!(cluster.group(1_007), group("foo-v007"));
     }
 
     #[test]

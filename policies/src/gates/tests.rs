@@ -3,8 +3,9 @@
 use super::*;
 use crate::fixture::{self, group, id, now, policy, scope, situation};
 use crate::inventory::{TAG_MARK, TAG_TEAM};
+use crate::policy::{Exception, Grouping};
 use crate::registry_view::RegistryView;
-use crate::situation::{Halted, LastKill, MarkSeen, OpenAct, Shrunk, UnhealedMark};
+use crate::situation::{Halted, LastKill, MarkSeen, OpenAct, ScopeHistory, Shrunk, UnhealedMark};
 
 struct World {
     policy: Policy,
@@ -55,6 +56,14 @@ fn spared_with(change: impl FnOnce(&mut Situation<'_>)) -> Gate {
     sparing(&ask(&situation, &scope(), &Purpose::Drawn))
 }
 
+fn seconds_ago(seconds: i64) -> Timestamp {
+    Timestamp::from_second(now().as_second() - seconds).unwrap()
+}
+
+fn kill(workdays_ago: u32, still_healing: bool) -> LastKill {
+    LastKill { day: jiff::civil::date(2026, 11, 23), workdays_ago, text: "i-0".to_owned(), still_healing }
+}
+
 fn ledger_with(change: impl FnOnce(&mut LedgerSeen)) -> Gate {
     spared_with(|s| change(s.ledger.as_mut().unwrap()))
 }
@@ -71,6 +80,94 @@ fn a_healthy_scope_is_eligible_and_every_gate_is_answered_in_order() {
     assert_eq!(candidate.zone.as_str(), "r1b");
     assert!(!eligible.covers(&Step::Destroy { group: candidate.group.clone() }));
     assert!(eligible.step(&id("i-9")).is_none());
+}
+
+#[test]
+fn eligible_allows_its_candidates_alone_and_only_in_the_policys_way() {
+    let terminate = |group: &str, instance: &str, kill| Step::Terminate {
+        group: fixture::group_name(group),
+        instance: id(instance),
+        kill,
+    };
+    let (crash, drain) = (How::Crash, How::Drain { delay: Duration::from_secs(30) });
+    let mut world = world();
+    let crashes = world.ask().result.unwrap();
+    assert!(crashes.covers(&terminate("hello-web-v000", "i-1", crash)));
+    assert!(!crashes.covers(&terminate("hello-web-v000", "i-1", drain)));
+    assert!(!crashes.covers(&terminate("hello-web-v000", "i-9", crash)));
+    assert!(!crashes.covers(&terminate("hello-web-v001", "i-1", crash)));
+    world.chaos().kill = KillStyle::Drain;
+    let drains = world.ask().result.unwrap();
+    assert_eq!(drains.step(&id("i-1")).unwrap().0, terminate("hello-web-v000", "i-1", drain));
+}
+
+#[test]
+fn every_gate_says_what_it_found() {
+    let said = |verdict: Verdict| verdict.answers.into_iter().map(|a| a.result.unwrap()).collect::<Vec<_>>();
+    let quiet = [
+        "demo.toml:7, tag agrees",
+        "unleashed",
+        "not halted",
+        "agrees",
+        "holds 0 marks of the cloud",
+        "3 instances, fresh",
+        "no hold signal",
+        "shuts in 1h 30m",
+        "none in flight, hello-web-v000 serves",
+        "never killed",
+        "0 today, no cap, 0 unhealed",
+        "hello-web-v000 is whole with 3",
+        "3 - 1 >= 2",
+        "3 may be hurt",
+    ];
+    assert_eq!(said(world().ask()), quiet);
+
+    let mut busy = world();
+    busy.group().tags.insert(TAG_MARK.to_owned(), "17".to_owned());
+    busy.chaos().during_push = true;
+    busy.policy.caps.kills_per_day = Some(2);
+    let name = fixture::group_name("hello-web-v000");
+    let mut situation = busy.situation();
+    let ledger = situation.ledger.as_mut().unwrap();
+    ledger.marks.insert(name.clone(), MarkSeen { mark: "17".to_owned(), known: true });
+    ledger.locks.insert(name.cluster().clone(), "push 7".to_owned());
+    ledger.history.last_kill = Some(kill(2, false));
+    ledger.team_kills_today = 1;
+    for signal in ["http://a/", "http://b/"] {
+        situation.site_hold_while.push(signal.to_owned());
+        situation.holds.insert(signal.to_owned(), Ok(None));
+    }
+    let busy = said(ask(&situation, &scope(), &Purpose::Drawn));
+    let changed: Vec<&str> = busy.iter().map(String::as_str).filter(|text| !quiet.contains(text)).collect();
+    let expected = [
+        "holds 1 marks of the cloud",
+        "2 hold signals are quiet",
+        "push 7, allowed by `during_push`, hello-web-v000 serves",
+        "last kill 2026-11-23, i-0, 2 workdays ago",
+        "1 of 2 today, 0 unhealed",
+    ];
+    assert_eq!(changed, expected);
+}
+
+#[test]
+fn a_scope_reaches_its_own_clusters_and_no_others() {
+    let mut world = world_of(vec![
+        group("hello-web-v000", &["i-1", "i-2", "i-3"]),
+        group("hello-api-v000", &["i-4", "i-5", "i-6"]),
+    ]);
+    let web = [id("i-1"), id("i-2"), id("i-3")];
+    assert_eq!(world.ask().result.unwrap().ids(), web);
+    let elsewhere = Scope { draw_key: "local/r2/hello-web".to_owned(), ..scope() };
+    assert_eq!(sparing(&ask(&world.situation(), &elsewhere, &Purpose::Drawn)), Gate::Policy);
+
+    let both = Scope { draw_key: "local/r1/hello".to_owned(), ..scope() };
+    let app = world.policy.apps.values_mut().next().unwrap();
+    app.grouping = Grouping::App;
+    assert_eq!(ask(&world.situation(), &both, &Purpose::Drawn).result.unwrap().ids().len(), 6);
+    world.policy.apps.values_mut().next().unwrap().never_suffixes.push("-api".to_owned());
+    let verdict = ask(&world.situation(), &both, &Purpose::Drawn);
+    assert_eq!(verdict.answers[0].result, Ok("1 of 2 clusters: demo.toml:7, tag agrees".to_owned()));
+    assert_eq!(verdict.result.unwrap().ids(), web);
 }
 
 #[test]
@@ -100,13 +197,24 @@ fn halt_leash_window_and_clock_spare() {
     assert_eq!(sparing(&leashed.ask()), Gate::Leash);
     assert_eq!(leashed.ask().only_leashed_by(), Some("policy"));
     assert_eq!(leashed.ask().candidates.len(), 3);
+    let mut halted = leashed.situation();
+    halted.halt = Ok(Some(Halted { who: "ana".to_owned(), at: now(), why: "incident".to_owned() }));
+    let verdict = ask(&halted, &scope(), &Purpose::Drawn);
+    assert_eq!(verdict.only_leashed_by(), None, "the halt stands in the way too");
+    let said = verdict.answers[2].result.as_ref().unwrap_err().to_string();
+    assert_eq!(said, "halted since 2026-11-24 10:30:00Z by ana: incident");
 }
 
 #[test]
 fn inventories_that_are_old_or_implausible_spare() {
-    let mut old = world();
-    old.inventory.read_at = "2026-11-24T10:29:29Z".parse().unwrap();
-    assert_eq!(sparing(&old.ask()), Gate::Inventory);
+    // A second ahead is another machine's clock; more is a clock that cannot be believed.
+    for (seconds, fresh) in [(30, true), (31, false), (-1, true), (-2, false)] {
+        let mut world = world();
+        world.inventory.read_at = seconds_ago(seconds);
+        let verdict = world.ask();
+        assert_eq!(verdict.result.is_ok(), fresh, "{seconds} s");
+        assert!(fresh || sparing(&verdict) == Gate::Inventory);
+    }
     assert_eq!(spared_with(|s| s.inventories[0].shrunk = Some(Shrunk { from: 20, to: 3 })), Gate::Inventory);
 }
 
@@ -127,7 +235,7 @@ fn only_groups_whose_tag_names_the_team_are_touched() {
 #[test]
 fn exceptions_and_suffixes_exempt() {
     let mut world = world();
-    let exception = crate::policy::Exception {
+    let exception = Exception {
         place: fixture::place(42),
         account: "*".to_owned(),
         region: "*".to_owned(),
@@ -186,12 +294,6 @@ fn none_or_two_serving_groups_spare() {
 
 #[test]
 fn history_spares_and_a_demand_is_not_bound_by_min_or_one_a_day() {
-    let kill = |workdays_ago, still_healing| LastKill {
-        day: jiff::civil::date(2026, 11, 23),
-        workdays_ago,
-        text: "i-0".to_owned(),
-        still_healing,
-    };
     assert_eq!(ledger_with(|l| l.history.last_kill = Some(kill(1, false))), Gate::History);
     assert_eq!(ledger_with(|l| l.history.last_kill = Some(kill(9, true))), Gate::History);
     assert_eq!(ledger_with(|l| l.history.drawn_today = true), Gate::History);
@@ -200,6 +302,8 @@ fn history_spares_and_a_demand_is_not_bound_by_min_or_one_a_day() {
 
     let world = world();
     let mut situation = world.situation();
+    situation.ledger.as_mut().unwrap().history.last_kill = Some(kill(2, false));
+    assert!(ask(&situation, &scope(), &Purpose::Drawn).result.is_ok(), "the minimum is enough");
     let ledger = situation.ledger.as_mut().unwrap();
     ledger.history.last_kill = Some(kill(0, false));
     ledger.history.drawn_today = true;
@@ -207,6 +311,25 @@ fn history_spares_and_a_demand_is_not_bound_by_min_or_one_a_day() {
     assert!(ask(&situation, &scope(), &demand).result.is_ok());
     situation.ledger.as_mut().unwrap().history.unhealed = Some(mark);
     assert_eq!(sparing(&ask(&situation, &scope(), &demand)), Gate::History);
+}
+
+#[test]
+fn a_drill_is_not_bound_by_min_or_one_a_day_but_comes_once() {
+    let drill = || Purpose::Drill { entry: "drill:chaos@10:30".to_owned() };
+    let world = world();
+    let mut situation = world.situation();
+    let ledger = situation.ledger.as_mut().unwrap();
+    ledger.history.last_kill = Some(kill(0, false));
+    ledger.history.drawn_today = true;
+    ledger.history.drilled_today.insert("drill:chaos@09:00".to_owned());
+    assert!(ask(&situation, &scope(), &drill()).result.is_ok());
+    let history = &mut situation.ledger.as_mut().unwrap().history;
+    history.drilled_today.insert("drill:chaos@10:30".to_owned());
+    let entry = "drill:chaos@10:30".to_owned();
+    assert_eq!(ask(&situation, &scope(), &drill()).result, Err(Spared::DrilledToday { entry }));
+    let healing = ScopeHistory { last_kill: Some(kill(9, true)), ..ScopeHistory::default() };
+    situation.ledger.as_mut().unwrap().history = healing;
+    assert_eq!(sparing(&ask(&situation, &scope(), &drill())), Gate::History);
 }
 
 #[test]
@@ -225,8 +348,19 @@ fn caps_spare() {
     situation.ledger.as_mut().unwrap().team_kills_today = 2;
     assert_eq!(sparing(&ask(&situation, &scope(), &Purpose::Drawn)), Gate::Caps);
 
-    // Another team's unhealed act takes out its zone, and only that.
+    situation.ledger.as_mut().unwrap().team_kills_today = 1;
+    assert!(ask(&situation, &scope(), &Purpose::Drawn).result.is_ok());
+
     let world = world();
+    let mut situation = world.situation();
+    situation.site_caps.kills_per_day = Some(5);
+    for (kills, spared) in [(4, None), (5, Some(Gate::Caps)), (6, Some(Gate::Caps))] {
+        situation.ledger.as_mut().unwrap().site_kills_today = kills;
+        let result = ask(&situation, &scope(), &Purpose::Drawn).result;
+        assert_eq!(result.err().map(|reason| reason.gate()), spared, "{kills} kills");
+    }
+
+    // Another team's unhealed act takes out its zone, and only that.
     let mut situation = world.situation();
     situation.ledger.as_mut().unwrap().unhealed.push(open("r1a", "other"));
     assert_eq!(ask(&situation, &scope(), &Purpose::Drawn).result.unwrap().ids(), [id("i-2"), id("i-3")]);
@@ -262,6 +396,15 @@ fn a_group_that_is_not_whole_even_and_rested_spares() {
     let mut failed = world();
     failed.group().last_failed_launch = Some("2026-11-24T09:31:00Z".parse().unwrap());
     assert_eq!(sparing(&failed.ask()), Gate::Group);
+}
+
+#[test]
+fn the_registry_is_asked_only_where_an_image_needs_it() {
+    let mut world = world();
+    world.group().registry_required = false;
+    let mut situation = world.situation();
+    situation.registry = Err("cannot be read".to_owned());
+    assert!(ask(&situation, &scope(), &Purpose::Drawn).result.is_ok());
 }
 
 #[test]

@@ -249,6 +249,8 @@ fn the_delta_holds_each_change_once_for_three_minutes_and_its_version_grows() {
     let expected =
         [("a".to_owned(), Action::Modified, Status::OutOfService), ("b".to_owned(), Action::Deleted, Status::Up)];
     assert_eq!(seen, expected);
+    let gone: Vec<_> = table.delta().iter().map(|s| s.gone_at).collect();
+    assert_eq!(gone, [None, Some(at(1))]);
     assert_eq!(table.hash(), "OUT_OF_SERVICE_1_");
     // Time has passed, ticked: not lost to a pause.
     for s in 1..=181 {
@@ -257,6 +259,46 @@ fn the_delta_holds_each_change_once_for_three_minutes_and_its_version_grows() {
     }
     assert!(table.delta().is_empty());
     assert_eq!(table.all().len(), 1);
+}
+
+#[test]
+fn each_change_grows_the_version_if_it_is_shown_and_the_revision_if_it_must_be_saved() {
+    type Change = fn(&mut Table);
+    /// What is done, whether others see it, and whether a restart must know it.
+    type Row = (&'static str, Change, bool, bool);
+    let rows: &[Row] = &[
+        ("registered", |table| register(table, "a", 0), true, true),
+        ("renewed", |table| drop(renew(table, "a", 1)), false, false),
+        ("overridden", |table| overridden(table, "a", Status::Up, 1), true, true),
+        ("dropped", |table| drop(table.drop_override(&key("a"), None, at(1))), true, true),
+        ("group out", |table| group_out(table, true, 1), true, true),
+        ("group out again", |table| group_out(table, true, 1), false, true),
+        ("metadata", |table| drop(table.add_metadata(&key("a"), BTreeMap::new(), at(1))), true, true),
+        ("metadata of nobody", |table| drop(table.add_metadata(&key("b"), BTreeMap::new(), at(1))), false, false),
+        ("overridden before it is there", |table| overridden(table, "b", Status::Up, 1), false, true),
+        ("cancelled", |table| drop(table.cancel(&key("a"), at(1))), true, true),
+        ("cancelled again", |table| drop(table.cancel(&key("a"), at(1))), false, false),
+    ];
+    let mut table = table();
+    for (what, change, shown, saved) in rows {
+        let (version, revision) = (table.version(), table.revision());
+        change(&mut table);
+        assert_eq!((table.version() > version, table.revision() > revision), (*shown, *saved), "{what}");
+    }
+}
+
+#[test]
+fn when_it_was_first_shown_up_is_kept() {
+    let mut table = table();
+    let said = |table: &mut Table, status, now| {
+        let _effect = table.register(info("a", None, None, status), at(now));
+        table.entry(&key("a")).unwrap().lease.up_at
+    };
+    assert_eq!(said(&mut table, "STARTING", 0), None);
+    assert_eq!(said(&mut table, "UP", 5), Some(at(5)));
+    overridden(&mut table, "a", Status::OutOfService, 6);
+    assert_eq!(table.drop_override(&key("a"), None, at(7)).answer, Changed::Yes);
+    assert_eq!(said(&mut table, "UP", 8), Some(at(5)));
 }
 
 #[test]
@@ -486,4 +528,43 @@ fn no_more_steps_are_remembered_than_there_is_room_for() {
     };
     assert!(matches!(table.perform(&intent, at(1)).answer, Outcome::Refused { .. }));
     assert_eq!(table.hash(), "", "and nothing was done");
+}
+
+#[test]
+fn a_full_registry_takes_in_nobody_new_and_keeps_whom_it_knows() {
+    let mut table = table();
+    let one = info("0", None, None, "UP");
+    let named = |n: usize| Info { id: n.to_string(), ..one.clone() };
+    for n in 0..ENTRIES_MAX {
+        assert_eq!(table.register(named(n), at(0)).answer, Ok(()));
+    }
+    let refused = table.register(named(ENTRIES_MAX), at(1));
+    assert_eq!((refused.answer, refused.save), (Err(RegisterError::Full), Save::No));
+    assert_eq!(table.register(named(0), at(1)).answer, Ok(()));
+    assert_eq!(table.cancel(&key("0"), at(2)).answer, Changed::Yes);
+    assert_eq!(table.register(named(ENTRIES_MAX), at(2)).answer, Ok(()));
+}
+
+#[test]
+fn no_more_overrides_are_kept_than_there_is_room_for_and_those_kept_still_change() {
+    let mut table = table();
+    for n in 0..OVERRIDES_MAX {
+        overridden(&mut table, &n.to_string(), Status::Up, 0);
+        assert_eq!(table.override_group(&format!("g{n}"), true, at(0)).answer, Changed::Yes);
+    }
+    let full = table.override_instance(key("new"), Status::OutOfService, at(1));
+    assert_eq!((full.answer, full.save, table.knows(&key("new"))), (Changed::Full, Save::No, false));
+    overridden(&mut table, "0", Status::OutOfService, 1);
+
+    let full = table.override_group("shop-v001", true, at(1));
+    assert_eq!((full.answer, full.save), (Changed::Full, Save::No));
+    let step = Step::OverrideGroup { group: group(), out_of_service: true };
+    assert!(matches!(table.perform(&intent("aa", step), at(1)).answer, Outcome::Refused { .. }));
+    register(&mut table, "a", 1);
+    assert_eq!(status(&table, "a"), Some(Status::Up), "what was refused is not in force");
+    for out in [true, false] {
+        assert_eq!(table.override_group("g0", out, at(2)).answer, Changed::Yes);
+    }
+    group_out(&mut table, true, 3);
+    assert_eq!(status(&table, "a"), Some(Status::OutOfService), "and the room that was made is used");
 }
