@@ -90,7 +90,7 @@ fn errors(memory: &mut Memory, traffic: &Traffic, errors_above: u32, now: Timest
         memory.samples.clear();
     }
     memory.samples.push_back(sample);
-    while memory.samples.len() > 1 && memory.samples.get(1).is_some_and(|s| now.duration_since(s.at) >= WINDOW) {
+    while memory.samples.get(1).is_some_and(|s| now.duration_since(s.at) >= WINDOW) {
         memory.samples.pop_front();
     }
     let first = memory.samples.front()?;
@@ -125,6 +125,30 @@ mod tests {
         assert_eq!(look(&mut memory, Ok(&traffic(0, 0)), None, 5, at(0)), Verdict::Good);
         assert_eq!(look(&mut memory, Ok(&traffic(100, 5)), None, 5, at(500)), Verdict::Good);
         assert!(matches!(look(&mut memory, Ok(&traffic(110, 6)), None, 5, at(750)), Verdict::Bad { .. }));
+    }
+
+    #[test]
+    fn only_what_came_within_the_window_is_counted() {
+        let mut memory = Memory::default();
+        look(&mut memory, Ok(&traffic(1_000, 20)), None, 5, at(0));
+        // A look between which nobody asked anything changes nothing.
+        look(&mut memory, Ok(&traffic(1_040, 20)), None, 5, at(250));
+        look(&mut memory, Ok(&traffic(1_040, 20)), None, 5, at(500));
+        let why = "12.5 % errors (7 of 56 answers in 1.0 s; 5 % are allowed)".to_owned();
+        assert_eq!(look(&mut memory, Ok(&traffic(1_056, 27)), None, 5, at(1_000)), Verdict::Bad { why });
+    }
+
+    #[test]
+    fn a_counter_that_shrinks_begins_the_window_anew() {
+        for smaller in [traffic(10, 3), traffic(200, 1), traffic(90, 40)] {
+            let mut memory = Memory::default();
+            look(&mut memory, Ok(&traffic(0, 0)), None, 100, at(0));
+            look(&mut memory, Ok(&traffic(100, 3)), None, 100, at(250));
+            let first = look(&mut memory, Ok(&smaller), None, 5, at(500));
+            assert_eq!(first, Verdict::Good, "nothing is known of it yet");
+            let later = traffic(smaller.answers + 50, smaller.server_errors + 3);
+            assert!(matches!(look(&mut memory, Ok(&later), None, 5, at(750)), Verdict::Bad { .. }));
+        }
     }
 
     #[test]

@@ -253,7 +253,15 @@ pub fn planned_back(push: &Push, inventory: &Inventory) -> Vec<String> {
         lines.push(Step::OverrideGroup { group: group.clone(), out_of_service: true }.to_string());
     }
     lines.push(Step::Disable { group, drain: push.settings.drain }.to_string());
-    if let Need::Step(step) = need(Action::UnpinOld, push, inventory) {
+    // As the old group will be then, not as it is now.
+    let old = push.previous_group().and_then(|old| inventory.groups.get(old)).map(|old| Group {
+        size: match need(Action::RestoreOld, push, inventory) {
+            Need::Step(Step::Resize { size, .. }) => size,
+            Need::Step(_) | Need::Nothing | Need::Wait(_) | Need::Never(_) => old.size,
+        },
+        ..old.clone()
+    });
+    if let Need::Step(step) = unpin(push, old.as_ref()) {
         lines.push(step.to_string());
     }
     lines

@@ -1,15 +1,21 @@
 //! Pushes driven through a small world, look by look; every look is also a crash and a restart, because the push goes on
 //! from its saved form.
 
+mod back;
 mod chaos;
+mod floor;
+mod outcomes;
+mod phases;
+mod ready;
 mod stage;
+mod steps;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use jiff::SignedDuration;
 use troop_policies::TeamName;
-use troop_policies::inventory::TAG_TEAM;
+use troop_policies::inventory::{TAG_MARK, TAG_TEAM};
 use troop_policies::step::{Size, Step};
 
 use crate::machine::Newer;
@@ -28,6 +34,7 @@ fn a_push_takes_over_and_ends_with_the_old_group_gone() {
     let mut driver = Driver::new(push, &world);
     driver.run_to_end(&mut world);
     assert_eq!(driver.push.result, Some(PushResult::Succeeded));
+    assert!(driver.push.ready_at.is_some_and(|ready| Some(ready) <= driver.push.flipped_at));
     assert!(!world.has(0) && world.serving_group().unwrap() == "hello-web-v001");
     assert!(world.overrides.is_empty(), "a destroyed group's name must come without its override");
     let steps: Vec<String> = world.done.iter().map(ToString::to_string).collect();
@@ -354,6 +361,8 @@ fn what_may_not_begin_says_why() {
     assert!(matches!(ask(&cluster(), Some(&team), Some(3)), Err(NotStarted::TooSmall { least: 4, .. })));
     assert!(matches!(ask(&new, Some(&team), Some(2)), Err(NotStarted::TooSmall { least: 3, .. })));
     assert_eq!(ask(&cluster(), None, Some(5)).unwrap().size, 5);
+    let told = ask(&cluster(), None, Some(3)).unwrap_err().to_string();
+    assert_eq!(told, "3 instances are too few: 4 is the least, as many as hello-web-v000 has");
     let taken = BTreeSet::from([group(1), group(2)]);
     let asked = Asked {
         cluster: &cluster(),
@@ -366,6 +375,25 @@ fn what_may_not_begin_says_why() {
     };
     let push = start(&asked, &world.inventory, &world.statuses, &taken, world.now).unwrap();
     assert_eq!(push.group(), &group(3), "names that pushes on record speak of are skipped (I13)");
+}
+
+#[test]
+fn a_push_takes_over_zones_and_tags_but_for_the_mark() {
+    let mut world = World::new(3);
+    let image = image("ami-1");
+    let ask = |world: &World, size| {
+        let (cluster, settings) = (cluster(), settings());
+        let asked = Asked { cluster: &cluster, image: &image, version: None, team: None, size, settings, actor: "a" };
+        start(&asked, &world.inventory, &world.statuses, &BTreeSet::new(), world.now)
+    };
+    world.group_mut(0).tags.extend([("cost", "7"), (TAG_MARK, "x")].map(|(k, v)| (k.to_owned(), v.to_owned())));
+    world.group_mut(0).zones.pop_last();
+    let new = ask(&world, None).unwrap().new;
+    assert_eq!(new.tags, [(TAG_TEAM, "demo"), ("cost", "7")].map(|(k, v)| (k.to_owned(), v.to_owned())).into());
+    assert_eq!(new.zones, world.inventory.groups[&group(0)].zones);
+    assert_eq!(ask(&world, Some(2)).unwrap_err().to_string(), "2 instances are too few: 3 is the least");
+    world.group_mut(0).zones.pop_last();
+    assert_eq!(ask(&world, None).unwrap_err().to_string(), "`hello-web` would run in 1 zone; 2 are the least");
 }
 
 #[test]
@@ -421,6 +449,7 @@ fn a_push_given_up_before_it_made_its_group_ends_and_reaps_nothing() {
         panic!("nothing had moved")
     };
     assert_eq!((push.phase, push.result), (Phase::Ended, Some(PushResult::Cancelled)));
+    assert_eq!(push.because.as_deref(), Some("ana: no"));
 }
 
 #[test]

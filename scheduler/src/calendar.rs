@@ -273,8 +273,8 @@ impl Calendar {
     fn next_opening(&self, now: Timestamp) -> Option<Timestamp> {
         let today = self.civil_day(now);
         let first = days_until(today).next()?;
-        let spans = days_from(first, LOOK_AHEAD_DAYS).flat_map(|day| self.windows(day));
-        spans.filter(|span| now < span.shuts).find_map(|span| self.first_open(span.opens.max(now), span.shuts))
+        let mut spans = days_from(first, LOOK_AHEAD_DAYS).flat_map(|day| self.windows(day));
+        spans.find_map(|span| self.first_open(span.opens.max(now), span.shuts))
     }
 
     /// The first instant from `at` on, before `shuts`, that is neither in a blackout nor on a holiday.
@@ -321,7 +321,7 @@ impl Dark {
 
 /// Beyond year 9999 time stands still, in place of a panic: no plan is made there.
 fn compatible(civil: AmbiguousTimestamp) -> Timestamp {
-    let late = civil.datetime().year() > 0;
+    let late = civil.datetime().year().is_positive();
     civil.compatible().unwrap_or(if late { Timestamp::MAX } else { Timestamp::MIN })
 }
 

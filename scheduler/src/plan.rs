@@ -84,12 +84,14 @@ pub fn join(old: &DayPlan, input: &PlanInput<'_>) -> DayPlan {
 pub fn is_whole(plan: &DayPlan, policy: &Policy, scopes: &[ScopeSeen]) -> bool {
     let known: BTreeSet<(&str, &str)> =
         plan.entries.iter().map(|entry| (entry.draw_key.as_str(), entry.monkey.as_str())).collect();
+    let of_day = |app| drills::of_day(app, &policy.time_zone, plan.day);
+    let drilled: BTreeMap<_, _> = policy.apps.values().map(|app| (&app.app, of_day(app))).collect();
     scopes.iter().all(|scope| {
         let has = |monkey: &str| known.contains(&(scope.draw_key.as_str(), monkey));
         policy.apps.get(&scope.app).is_none_or(|app| {
             (app.chaos.is_none() || has(CHAOS))
                 && (app.latency.is_none() || has(LATENCY))
-                && app.drills.iter().all(|drill| has(&format!("{DRILL_PREFIX}{}", drill.monkey)))
+                && drilled.get(&scope.app).is_none_or(|runs| runs.keys().all(|name| has(name)))
         })
     })
 }

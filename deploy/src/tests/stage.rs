@@ -202,6 +202,14 @@ impl World {
         }
     }
 
+    /// So much time passes.
+    pub(super) fn pass(&mut self, time: SignedDuration) {
+        let until = self.now.checked_add(time).unwrap();
+        while self.now < until {
+            self.tick();
+        }
+    }
+
     /// Ends an instance by hand, as a crash would.
     pub(super) fn lose_instance(&mut self, n: u32) -> InstanceId {
         let id = self.group_mut(n).members.keys().next().unwrap().clone();
@@ -210,7 +218,19 @@ impl World {
         id
     }
 
-    fn perform(&mut self, step: &Step) -> Outcome {
+    /// The intent of a step that a push takes now.
+    pub(super) fn intent(&self, step: Step) -> Intent {
+        Intent {
+            id: IntentId::new(format!("t{}", self.done.len())).unwrap(),
+            account: self.inventory.account.clone(),
+            region: self.inventory.region.clone(),
+            step,
+            cause: Cause::Push { push: 1, actor: "ana".to_owned() },
+            at: self.now,
+        }
+    }
+
+    pub(super) fn perform(&mut self, step: &Step) -> Outcome {
         if self.refuses.contains(step.kind()) {
             return Outcome::refused("the test says no");
         }
@@ -322,15 +342,7 @@ impl Driver {
         let Move { push, act } = self.look(world);
         self.push = push;
         if let Some(act) = act {
-            let intent = Intent {
-                id: IntentId::new(format!("t{}", world.done.len())).unwrap(),
-                account: world.inventory.account.clone(),
-                region: world.inventory.region.clone(),
-                step: act.step.clone(),
-                cause: Cause::Push { push: 1, actor: "ana".to_owned() },
-                at: world.now,
-            };
-            self.push.in_flight = Some(intent);
+            self.push.in_flight = Some(world.intent(act.step.clone()));
             let outcome = world.perform(&act.step);
             self.push = outcome::settled(&self.push, &outcome, Duration::from_millis(5), world.now);
         } else {

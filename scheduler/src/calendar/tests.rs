@@ -111,6 +111,8 @@ fn a_holiday_opens_no_window_and_cuts_an_overnight_one_short() {
     let thanksgiving = date(2026, 11, 26);
     assert_eq!(calendar.is_workday(thanksgiving), Err("holiday: Thanksgiving Day".to_owned()));
     assert_eq!(calendar.windows(thanksgiving), []);
+    let sunday = date(2027, 7, 4);
+    assert_eq!(calendar.is_workday(sunday), Err("no window opens".to_owned()), "Independence Day or not");
     assert_eq!((calendar.window_minutes(thanksgiving), calendar.last_close(thanksgiving)), (0, None));
     // Wednesday's window is whole for draws, and shuts at the holiday's midnight for acts.
     assert_eq!(calendar.window_minutes(date(2026, 11, 25)), 360);
@@ -182,7 +184,10 @@ fn blackouts_that_meet_take_the_whole_day_and_one_minute_left_makes_a_workday() 
         ))
     };
     let day = date(2026, 11, 24);
-    assert_eq!(two("2026-11-24T16:00").is_workday(day), Err("blacked out: a, b".to_owned()));
+    let whole = two("2026-11-24T16:00");
+    assert_eq!(whole.is_workday(day), Err("blacked out: a, b".to_owned()));
+    let next = shut(whole.at(at("2026-11-24T15:00:00Z"))).1;
+    assert_eq!(next, Some(at("2026-11-25T15:00:00Z")), "a window that shuts as its blackout ends does not open");
     let left = two("2026-11-24T15:59");
     assert_eq!(left.is_workday(day), Ok(()));
     assert_eq!(shut(left.at(at("2026-11-24T15:00:00Z"))).1, Some(at("2026-11-24T20:59:00Z")));
@@ -248,6 +253,12 @@ fn a_day_that_the_zone_skipped_is_no_day() {
     let night = close.checked_sub(Span::new().minutes(1)).unwrap();
     assert_eq!(calendar.planning_days(night), [before, after]);
     assert_eq!(open(calendar.at(night)).0, before);
+    // And where that Saturday is a holiday, at Thursday's midnight.
+    let holiday =
+        with("Pacific/Apia", &format!("{}[holidays]\ndates = [\"2011-12-31\"]\n", windows("thu", "22:00", "04:00")));
+    let late = at("2011-12-30T09:30:00Z");
+    assert_eq!(holiday.civil_day(late), before);
+    assert_eq!(open(holiday.at(late)).1, at("2011-12-30T10:00:00Z"));
 }
 
 #[test]
@@ -279,6 +290,11 @@ fn a_calendar_that_never_opens_says_so() {
         assert!(!never.planning_days(edge).is_empty());
     }
     assert_eq!(never.windows(Date::MAX), []);
+    // Past the last instant and before the first there is no time.
+    let late = with("UTC", &all_days("20:00", "23:00")).windows(date(9999, 12, 30));
+    assert_eq!(late.iter().map(|w| w.shuts).collect::<Vec<_>>(), [Timestamp::MAX]);
+    let early = with("UTC", &all_days("01:00", "04:00")).windows(date(-9999, 1, 2));
+    assert_eq!(early.iter().map(|w| w.opens).collect::<Vec<_>>(), [Timestamp::MIN]);
 }
 
 const ZONES: [&str; 6] = [

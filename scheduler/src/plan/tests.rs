@@ -159,12 +159,36 @@ fn what_this_build_cannot_do_is_spared_with_that_reason() {
 }
 
 #[test]
+fn a_plan_is_whole_once_each_scope_has_each_of_its_monkeys() {
+    let app = "[apps.checkout.latency]\nmean_workdays = 10\nmin_workdays = 3\ndelay = \"50ms\"\nlasts = \"5m\"\nto = [\"app:payments\"]\n
+[[apps.checkout.drills]]\ncron = \"30 10 * * tue\"\nmonkey = \"chaos\"\n";
+    let mut world = world(policy(app), &["checkout-web-v001"]);
+    let whole = |world: &World, plan: &DayPlan| is_whole(plan, &world.policy, &world.scopes);
+    for (day, monkeys) in [(date(2027, 3, 15), 2), (date(2027, 3, 16), 3)] {
+        let plan = world.early(day);
+        assert!(whole(&world, &plan), "{day}: {:?}", plan.entries);
+        assert_eq!(plan.entries.len(), monkeys, "the drill runs on Tuesdays");
+        for missing in 0..monkeys {
+            let mut partial = plan.clone();
+            partial.entries.remove(missing);
+            assert!(!whole(&world, &partial), "{day} without {}", plan.entries[missing].monkey);
+        }
+    }
+    let app = world.policy.apps.values_mut().next().unwrap();
+    (app.chaos, app.latency) = (None, None);
+    app.drills.clear();
+    assert!(world.early(date(2027, 3, 16)).entries.is_empty());
+    assert!(whole(&world, &world.early(date(2027, 3, 16))), "nothing is missing where nothing is asked for");
+}
+
+#[test]
 fn a_leashed_monkey_draws_all_the_same() {
     let mut world = shop();
     world.rate(1, 1);
     let free = world.early(date(2027, 3, 15));
     world.policy.apps.values_mut().next().unwrap().chaos.as_mut().unwrap().leashed = true;
     let leashed = world.early(date(2027, 3, 15));
+    assert!(entry(&leashed, "prod/us-east-1/checkout-pci", CHAOS).leashed, "said also of what is spared");
     let (free, leashed) = (entry(&free, WEB, CHAOS), entry(&leashed, WEB, CHAOS));
     assert!(leashed.leashed && !free.leashed);
     assert_eq!((leashed.unit, leashed.minute, leashed.verdict), (free.unit, free.minute, PlanVerdict::Chosen));
@@ -186,6 +210,10 @@ fn a_late_plan_misses_what_is_past_and_says_so() {
     );
     assert!(missed.why.contains("was past when the plan was made at"), "{}", missed.why);
     assert!(due(&late, after).is_empty());
+    // Made as the first window opens, a plan is in time.
+    let opens = fell.windows[0].opens;
+    assert!(!world.plan(fell.day, opens).late);
+    assert!(world.plan(fell.day, opens.checked_add(Span::new().seconds(1)).unwrap()).late);
     // Made at its very minute, it still fires.
     let just = world.plan(fell.day, minute);
     assert_eq!(due(&just, minute).len(), 1);
