@@ -282,8 +282,8 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_has_no_application() {
-        for bad in ["", "-v000", "--v001", "~foo-v001", "foo-^x-v001", "api-~test-A-v004", "a b"] {
+    fn refuses_what_has_no_application_or_a_character_that_may_not_be() {
+        for bad in ["", "-v000", "--v001", "~foo-v001", "foo-^x-v001", "api-~test-A-v004", "a b", "foo-web-a/b-v001"] {
             assert!(GroupName::new(bad).is_err(), "{bad:?} was taken");
         }
         assert!(GroupName::new("x".repeat(96)).is_ok());

@@ -268,7 +268,7 @@ fn each_change_grows_the_version_if_it_is_shown_and_the_revision_if_it_must_be_s
     type Row = (&'static str, Change, bool, bool);
     let rows: &[Row] = &[
         ("registered", |table| register(table, "a", 0), true, true),
-        ("renewed", |table| drop(renew(table, "a", 1)), false, false),
+        ("renewed", |table| assert_eq!(renew(table, "a", 1), Changed::Yes), false, false),
         ("overridden", |table| overridden(table, "a", Status::Up, 1), true, true),
         ("dropped", |table| drop(table.drop_override(&key("a"), None, at(1))), true, true),
         ("group out", |table| group_out(table, true, 1), true, true),
