@@ -466,9 +466,9 @@ fn pairs(w: &mut Writer<'_>) {
 /// A clock set forward while a push is watched: the watch seems to be over.
 fn set_in_a_watch(w: &mut Writer<'_>) {
     let mut rng = w.rng.fork(1);
-    let watches = w.events.iter().filter_map(|event| match event.what {
-        What::Deploy { watch_s, .. } => Some((event.at, i64::try_from(watch_s).ok()?)),
-        _ => None,
+    let watches = w.events.iter().filter_map(|event| {
+        let What::Deploy { watch_s, .. } = event.what else { return None };
+        Some((event.at, i64::try_from(watch_s).ok()?))
     });
     let watches: Vec<_> = watches.filter(|(_, watch_s)| *watch_s >= JUMP_LEAST_S).collect();
     for (at, watch_s) in watches {

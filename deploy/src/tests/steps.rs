@@ -10,7 +10,7 @@ use super::stage::{Driver, World, begin, cluster, group};
 use crate::machine::Newer;
 use crate::push::{Phase, Push, Settings};
 use crate::rollback::{self, Answer};
-use crate::script::{self, Action, Need, effect_seen, need};
+use crate::script::{self, Action, Need, need};
 
 #[test]
 fn the_way_back_is_planned_as_it_runs() {
@@ -103,16 +103,16 @@ fn a_steps_effect_is_seen_once_it_is_there_and_not_before() {
         Step::Destroy { group: group(0) },
     ];
     for step in steps {
-        assert_eq!(effect_seen(&step, &world.inventory), Some(false), "{step}");
+        assert_eq!(step.seen_in(&world.inventory), Some(false), "{step}");
         assert!(matches!(world.perform(&step), Outcome::Done { .. }), "{step}");
-        assert_eq!(effect_seen(&step, &world.inventory), Some(true), "{step}");
+        assert_eq!(step.seen_in(&world.inventory), Some(true), "{step}");
     }
     let out = Step::OverrideGroup { group: group(1), out_of_service: true };
-    assert_eq!(effect_seen(&out, &world.inventory), None, "the world does not show it");
+    assert_eq!(out.seen_in(&world.inventory), None, "the world does not show it");
     world.tick();
     let instance = world.group_mut(1).members.keys().next().unwrap().clone();
     let kill = Step::Terminate { group: group(1), instance: instance.clone(), kill: How::Crash };
-    assert_eq!(effect_seen(&kill, &world.inventory), Some(false));
+    assert_eq!(kill.seen_in(&world.inventory), Some(false));
     world.group_mut(1).members.remove(&instance);
-    assert_eq!(effect_seen(&kill, &world.inventory), Some(true));
+    assert_eq!(kill.seen_in(&world.inventory), Some(true));
 }
