@@ -36,7 +36,7 @@ fn written(days: &Holidays) -> String {
     let mut text = "BEGIN:VCALENDAR\r\nVERSION:2.0\r\nPRODID:x\r\n".to_owned();
     let compact = |day: Date| day.strftime("%Y%m%d").to_string();
     let mut event = |name: &str, first: Date, count: i32, rule: &str| {
-        let name = name.replace(',', "\\,").replace(';', "\\;");
+        let name = name.replace('\\', "\\\\").replace(',', "\\,").replace(';', "\\;");
         // One day is what an event without an end has; the calendar's last day has no day after it to end on.
         let duration = if count == 1 { String::new() } else { format!("DURATION:P{count}D\r\n") };
         let first = compact(first);

@@ -141,8 +141,9 @@ fn one<'c>(event: &'c Component<'_>, name: &str) -> Result<Option<&'c Property<'
 
 fn name(event: &Component<'_>) -> Result<String, String> {
     let text = one(event, "SUMMARY")?.map_or("unnamed", |p| p.val.as_str());
-    let clean = text.replace("\\,", ",").replace("\\;", ";").replace("\\n", " ").replace("\\N", " ");
-    let clean: String = clean.chars().filter(|c| !c.is_control()).take(NAME_MAX_CHARS).collect();
+    // Unescaped already; what was several lines becomes one.
+    let line = text.replace('\n', " ");
+    let clean: String = line.chars().filter(|c| !c.is_control()).take(NAME_MAX_CHARS).collect();
     Ok(if clean.trim().is_empty() { "unnamed".to_owned() } else { clean.trim().to_owned() })
 }
 
@@ -356,6 +357,10 @@ mod tests {
         assert_eq!(
             dates("SUMMARY:A\\, B\r\nDTSTART;VALUE=DATE:20261120\r\nDTEND;VALUE=DATE:20261120"),
             ["2026-11-20 A, B"]
+        );
+        assert_eq!(
+            dates("SUMMARY:C:\\\\new\\; D\\nE \\x\\\r\nDTSTART;VALUE=DATE:20261120"),
+            ["2026-11-20 C:\\new; D E \\x\\"]
         );
     }
 
