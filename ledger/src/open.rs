@@ -97,7 +97,8 @@ pub(crate) async fn writable(path: &Path, waits: Waits) -> Result<Pools, LedgerE
 /// Opens for reading: changes nothing, and needs no right to write.
 pub(crate) async fn read_only(path: &Path) -> Result<Pools, LedgerError> {
     // Read before the database, so that an event committed meanwhile is no contradiction.
-    let head = head::read(path)?.map(|remembered| remembered.head);
+    let remembered = head::read(path)?;
+    let head = remembered.as_ref().map(|remembered| remembered.head.clone());
     if !path.exists() {
         is_not_older(path, head.as_ref(), Found::Nothing, 0)?;
         return Err(LedgerError::Missing { path: path.to_owned() });
@@ -116,6 +117,9 @@ pub(crate) async fn read_only(path: &Path) -> Result<Pools, LedgerError> {
     };
     if found == Found::Nothing {
         return Err(LedgerError::NotALedger { path: path.to_owned(), why: "it is empty".to_owned() });
+    }
+    if let Some(remembered) = remembered.filter(|_| has_log(path)) {
+        check_base(path, &remembered).await?;
     }
     let readers = pool(READERS, waits).connect_with(options).await.on(path)?;
     Ok(Pools { writer: None, readers })
@@ -234,7 +238,8 @@ async fn check_base(path: &Path, remembered: &Remembered) -> Result<(), LedgerEr
 
 /// The newest event of the file by itself, read under a name beside which no log lies.
 async fn newest_without_log(path: &Path) -> Option<i64> {
-    let alone = head::beside(path, ".alone");
+    // Of this process alone: another one's must not go while it reads.
+    let alone = head::beside(path, &format!(".alone.{}", std::process::id()));
     let _left_by_a_crash = fs::remove_file(&alone);
     if let Err(error) = fs::hard_link(path, &alone) {
         tracing::debug!(path = %path.display(), %error, "no second name for the ledger");
