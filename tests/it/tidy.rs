@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use cargo_metadata::{DependencyKind, MetadataCommand};
 
 /// The layer of every package. An arrow points to a lower layer only, never sideways or up (docs/architecture.md).
-const LAYERS: [(&str, u32); 12] = [
+const LAYERS: [(&str, u32); 13] = [
     ("troop-policies", 1),
     ("troop-http", 1),
     ("troop-scheduler", 2),
@@ -17,6 +17,7 @@ const LAYERS: [(&str, u32); 12] = [
     ("troop-registry", 2),
     ("troop-ledger", 2),
     ("troop-agent-core", 2),
+    ("troop-agent", 3),
     ("troop-monkeys", 3),
     ("troop-deploy", 3),
     ("troop", 4),
