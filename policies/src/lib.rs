@@ -7,6 +7,7 @@
 //! **Invariant:** this crate knows no cloud, no ledger and no runtime, and never reads the time.
 
 pub mod draw;
+pub mod fault;
 pub mod file;
 #[cfg(test)]
 mod fixture;

@@ -10,4 +10,5 @@ pub mod fault;
 pub mod lease;
 pub mod moment;
 pub mod netem;
+pub mod protocol;
 pub mod shaper;

@@ -92,7 +92,7 @@ fn a_packet_leaves_when_its_delay_is_over_and_not_before() {
     let mut shaper = shaping(of_delay(delay(100)));
     assert_eq!(give(&mut shaper, 1, at(5)), Handled::Taken);
     assert_eq!(shaper.poll_timeout(), Some(at(105)));
-    assert_eq!(take(&mut shaper, Moment::from_nanos(105 * MS - 1)), []);
+    assert!(take(&mut shaper, Moment::from_nanos(105 * MS - 1)).is_empty());
     assert_eq!(take(&mut shaper, at(105)), [1]);
     assert_eq!(shaper.poll_timeout(), None);
 }
@@ -271,7 +271,7 @@ fn draining_lets_everything_out_now_in_order() {
     for number in 0..100 {
         drop(give(&mut shaper, number, at(number)));
     }
-    assert_eq!(take(&mut shaper, at(100)), []);
+    assert!(take(&mut shaper, at(100)).is_empty());
     shaper.drain();
     assert_eq!(take(&mut shaper, at(100)), (0..100).collect::<Vec<_>>());
     assert_eq!(shaper.held(), Held::default());
@@ -282,7 +282,7 @@ fn a_clock_that_goes_back_lets_no_packet_out_early() {
     let mut shaper = shaping(of_delay(delay(100)));
     drop(give(&mut shaper, 1, at(1_000)));
     drop(give(&mut shaper, 2, at(10)));
-    assert_eq!(take(&mut shaper, at(1_099)), []);
+    assert!(take(&mut shaper, at(1_099)).is_empty());
     assert_eq!(take(&mut shaper, at(1_100)), [1, 2]);
 }
 
