@@ -7,6 +7,7 @@
 
 pub mod distribution;
 pub mod fault;
+pub mod host;
 pub mod lease;
 pub mod moment;
 pub mod netem;
