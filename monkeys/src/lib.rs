@@ -4,3 +4,4 @@
 //! and outcomes is `troop`'s, which joins the monkeys with the ledger.
 
 pub mod chaos;
+pub mod latency;

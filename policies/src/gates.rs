@@ -9,15 +9,17 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::fault::FaultSpec;
 use crate::guard;
+use crate::harm::{Allowed, Harm, MonkeyPolicy};
 use crate::ids::{AccountName, InstanceId, RegionName, ZoneName};
 use crate::inventory::{Group, Inventory, Lifecycle, TAG_SPARE};
 use crate::names::{AppName, ClusterName, GroupName};
-use crate::policy::{AppPolicy, ChaosPolicy, KillStyle, Policy};
+use crate::policy::{AppPolicy, LatencyPolicy, Policy};
 use crate::registry_view::Status;
 use crate::situation::{LedgerSeen, Situation, WindowSeen};
 use crate::spared::{Gate, Spared};
-use crate::step::{How, Step};
+use crate::step::Step;
 
 /// An inventory older than this is stale at the act. Reads take well under a second; half a minute means that the cloud
 /// did not answer several times.
@@ -45,7 +47,7 @@ pub enum Purpose {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Eligible {
     candidates: BTreeMap<InstanceId, Candidate>,
-    how: How,
+    allowed: Allowed,
     checked_at: Timestamp,
 }
 
@@ -70,31 +72,62 @@ impl Eligible {
         self.candidates.keys().cloned().collect()
     }
 
-    /// The step that ends this candidate, and where. `None` for an id that is no candidate.
+    /// The step that ends this candidate, and where. `None` for an id that is no candidate, and where no end was asked about.
     pub fn step(&self, victim: &InstanceId) -> Option<(Step, &Candidate)> {
         let candidate = self.candidates.get(victim)?;
-        Some((Step::Terminate { group: candidate.group.clone(), instance: victim.clone(), kill: self.how }, candidate))
+        let Allowed::Kill(kill) = self.allowed else { return None };
+        Some((Step::Terminate { group: candidate.group.clone(), instance: victim.clone(), kill }, candidate))
+    }
+
+    /// The step that puts a fault on this candidate, and where. `None` for an id that is no candidate, and for a fault that the
+    /// policy's menu does not have.
+    pub fn fault(&self, victim: &InstanceId, fault: &FaultSpec, lasts: Duration) -> Option<(Step, &Candidate)> {
+        let candidate = self.candidates.get(victim)?;
+        let (group, instance) = (candidate.group.clone(), victim.clone());
+        let step = Step::Fault { group, instance, fault: fault.clone(), lasts };
+        self.covers(&step).then_some((step, candidate))
+    }
+
+    /// The policy's menu of faults, where faults were asked about.
+    pub fn menu(&self) -> Option<&LatencyPolicy> {
+        match &self.allowed {
+            Allowed::Kill(_) => None,
+            Allowed::Fault(menu) => Some(menu),
+        }
     }
 
     /// Whether this answer allows that very step.
     pub fn covers(&self, step: &Step) -> bool {
-        match step {
-            Step::Terminate { group, instance, kill } => {
-                *kill == self.how && self.candidates.get(instance).is_some_and(|c| c.group == *group)
+        let is_candidate =
+            |group: &GroupName, id: &InstanceId| self.candidates.get(id).is_some_and(|c| c.group == *group);
+        match (step, &self.allowed) {
+            (Step::Terminate { group, instance, kill }, Allowed::Kill(how)) => {
+                kill == how && is_candidate(group, instance)
             }
-            Step::CreateGroup { .. }
-            | Step::Resize { .. }
-            | Step::Flip { .. }
-            | Step::Enable { .. }
-            | Step::Disable { .. }
-            | Step::Destroy { .. }
-            | Step::OverrideGroup { .. }
-            | Step::CancelEntry { .. } => false,
+            (Step::Fault { group, instance, fault, lasts }, Allowed::Fault(menu)) => {
+                menu.allows(fault, *lasts).is_ok() && is_candidate(group, instance)
+            }
+            (Step::Terminate { .. }, Allowed::Fault(_)) | (Step::Fault { .. }, Allowed::Kill(_)) => false,
+            (
+                Step::CreateGroup { .. }
+                | Step::Resize { .. }
+                | Step::Flip { .. }
+                | Step::Enable { .. }
+                | Step::Disable { .. }
+                | Step::Destroy { .. }
+                | Step::OverrideGroup { .. }
+                | Step::CancelEntry { .. },
+                _,
+            ) => false,
         }
     }
 
     pub(crate) fn describe(&self) -> String {
-        format!("terminate one of {} instances", self.candidates.len())
+        let what = match self.allowed {
+            Allowed::Kill(_) => "terminate",
+            Allowed::Fault(_) => "put a fault on",
+        };
+        format!("{what} one of {} instances", self.candidates.len())
     }
 }
 
@@ -138,14 +171,16 @@ struct Asked<'a> {
 
 /// Asks every gate about killing one instance of `scope` now.
 pub fn ask(situation: &Situation<'_>, scope: &Scope, purpose: &Purpose) -> Verdict {
+    ask_about(situation, scope, purpose, Harm::Kill)
+}
+
+/// Asks every gate about harming one instance of `scope` now.
+pub fn ask_about(situation: &Situation<'_>, scope: &Scope, purpose: &Purpose, harm: Harm<'_>) -> Verdict {
     let mut answers = Vec::with_capacity(Gate::ALL.len());
     let policy = situation.policy.as_ref().copied().map_err(|why| Spared::NoPolicy { why: why.clone() });
     let app = policy.clone().and_then(|policy| app_of(policy, scope));
-    let chaos = app.clone().and_then(|(_, app)| {
-        app.chaos
-            .as_ref()
-            .ok_or_else(|| Spared::NotNamed { team: "this".to_owned(), what: format!("chaos for `{}`", app.app) })
-    });
+    let named = app.clone().and_then(|(_, app)| harm.policy(app));
+    let monkey = named.as_ref().map(|(monkey, _)| *monkey).map_err(Clone::clone);
     let mut clusters = app.as_ref().map(|(policy, app)| clusters_of(situation, policy, app, scope)).unwrap_or_default();
     let statuses = statuses(situation, &clusters);
     let seen = ledger(situation);
@@ -153,10 +188,10 @@ pub fn ask(situation: &Situation<'_>, scope: &Scope, purpose: &Purpose) -> Verdi
     for gate in Gate::ALL {
         let result = match gate {
             Gate::Policy => app.clone().and_then(|(policy, app)| {
-                chaos.clone()?;
+                monkey.clone()?;
                 policy_gate(policy, app, &mut clusters, scope)
             }),
-            Gate::Leash => chaos.clone().and_then(|chaos| leash_gate(situation, chaos)),
+            Gate::Leash => monkey.clone().and_then(|monkey| leash_gate(situation, monkey)),
             Gate::Halt => halt_gate(situation),
             Gate::Clock if crate::sabotaged!("clock") => Ok("not asked".to_owned()),
             Gate::Clock => situation.clock.clone().map(|()| "agrees".to_owned()).map_err(|why| Spared::Clock { why }),
@@ -165,10 +200,10 @@ pub fn ask(situation: &Situation<'_>, scope: &Scope, purpose: &Purpose) -> Verdi
             Gate::Hold => app.clone().and_then(|(_, app)| hold_gate(situation, app)),
             Gate::Window => window_gate(situation, purpose),
             Gate::Push => seen.clone().and_then(|seen| {
-                let during = chaos.as_ref().is_ok_and(|c| c.during_push);
+                let during = monkey.as_ref().is_ok_and(|m| m.during_push);
                 each(&mut clusters, |asked| push_gate(seen, asked, during))
             }),
-            Gate::History => seen.clone().and_then(|seen| history_gate(seen, chaos.clone()?, scope, purpose)),
+            Gate::History => seen.clone().and_then(|seen| history_gate(seen, monkey.clone()?, scope, purpose)),
             Gate::Caps => seen.clone().and_then(|seen| caps_gate(situation, seen, policy.clone()?)),
             Gate::Group => statuses.clone().and_then(|statuses| {
                 each(&mut clusters, |asked| {
@@ -197,18 +232,11 @@ pub fn ask(situation: &Situation<'_>, scope: &Scope, purpose: &Purpose) -> Verdi
 
     let ids = candidates.as_ref().map(|c| c.keys().cloned().collect()).unwrap_or_default();
     let spared = answers.iter().find_map(|a| a.result.as_ref().err().cloned());
-    let result = match (spared, candidates, chaos) {
+    let result = match (spared, candidates, named) {
         (Some(spared), _, _) | (None, Err(spared), _) | (None, Ok(_), Err(spared)) => Err(spared),
-        (None, Ok(candidates), Ok(chaos)) => Ok(Eligible { candidates, how: how(chaos), checked_at: situation.now }),
+        (None, Ok(candidates), Ok((_, allowed))) => Ok(Eligible { candidates, allowed, checked_at: situation.now }),
     };
     Verdict { answers, result, candidates: ids }
-}
-
-fn how(chaos: &ChaosPolicy) -> How {
-    match chaos.kill {
-        KillStyle::Crash => How::Crash,
-        KillStyle::Drain => How::Drain { delay: chaos.drain.max(Duration::ZERO) },
-    }
 }
 
 fn app_of<'a>(policy: &'a Policy, scope: &Scope) -> Result<(&'a Policy, &'a AppPolicy), Spared> {
@@ -278,11 +306,11 @@ fn policy_gate(policy: &Policy, app: &AppPolicy, clusters: &mut [Asked<'_>], sco
     })
 }
 
-fn leash_gate(situation: &Situation<'_>, chaos: &ChaosPolicy) -> Result<String, Spared> {
+fn leash_gate(situation: &Situation<'_>, monkey: MonkeyPolicy) -> Result<String, Spared> {
     match situation.site_leashed {
         Err(ref why) => Err(Spared::Unknown { what: "the leash", why: why.clone() }),
         Ok(true) if !crate::sabotaged!("leash_site") => Err(Spared::Leashed { by: "site" }),
-        Ok(_) if chaos.leashed && !crate::sabotaged!("leash_app") => Err(Spared::Leashed { by: "policy" }),
+        Ok(_) if monkey.leashed && !crate::sabotaged!("leash_app") => Err(Spared::Leashed { by: "policy" }),
         Ok(_) => Ok("unleashed".to_owned()),
     }
 }
@@ -393,7 +421,7 @@ fn push_gate(seen: &LedgerSeen, asked: &Asked<'_>, during_push: bool) -> Result<
     }
 }
 
-fn history_gate(seen: &LedgerSeen, chaos: &ChaosPolicy, scope: &Scope, purpose: &Purpose) -> Result<String, Spared> {
+fn history_gate(seen: &LedgerSeen, monkey: MonkeyPolicy, scope: &Scope, purpose: &Purpose) -> Result<String, Spared> {
     if let Some(mark) = seen.history.unhealed.as_ref().filter(|_| !crate::sabotaged!("unhealed")) {
         let (draw_key, since, why) = (scope.draw_key.clone(), to_the_second(mark.since), mark.why.clone());
         return Err(Spared::Unhealed { draw_key, since, why });
@@ -410,9 +438,9 @@ fn history_gate(seen: &LedgerSeen, chaos: &ChaosPolicy, scope: &Scope, purpose: 
     if last.still_healing && !crate::sabotaged!("still_healing") {
         return Err(Spared::StillHealing { what: last.text.clone() });
     }
-    let too_soon = last.workdays_ago < chaos.rate.min_workdays && !crate::sabotaged!("min_workdays");
+    let too_soon = last.workdays_ago < monkey.rate.min_workdays && !crate::sabotaged!("min_workdays");
     if *purpose == Purpose::Drawn && too_soon {
-        return Err(Spared::TooSoon { workdays: last.workdays_ago, min: chaos.rate.min_workdays });
+        return Err(Spared::TooSoon { workdays: last.workdays_ago, min: monkey.rate.min_workdays });
     }
     Ok(format!("last kill {}, {}, {} workdays ago", last.day, last.text, last.workdays_ago))
 }

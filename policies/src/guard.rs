@@ -200,7 +200,7 @@ pub fn push_step(
             }
             Ok(())
         }
-        Step::Terminate { .. } => {
+        Step::Terminate { .. } | Step::Fault { .. } => {
             let group = group()?;
             keeps(group, count(serving(group, statuses, now).len()).saturating_sub(1))
         }

@@ -93,7 +93,8 @@ impl Undo {
             | Step::Disable { .. }
             | Step::OverrideGroup { .. }
             | Step::CancelEntry { .. } => Ok(Self(())),
-            Step::Terminate { .. } | Step::CreateGroup { .. } | Step::Destroy { .. } => {
+            // A fault ends by its lease and needs nobody's permission to.
+            Step::Terminate { .. } | Step::CreateGroup { .. } | Step::Destroy { .. } | Step::Fault { .. } => {
                 Err(NotPermitted::NoUndo { step: step.to_string() })
             }
         }

@@ -15,6 +15,7 @@ mod fixture;
 pub mod fuzz;
 pub mod gates;
 pub mod guard;
+pub mod harm;
 pub mod hold;
 pub mod ids;
 pub mod intent;

@@ -131,8 +131,8 @@ pub enum Spared {
     NoInstance { group: GroupName, why: String },
     #[error("`{instance}` may not be hurt: {why}")]
     ThisInstance { instance: InstanceId, why: String },
-    #[error("{monkey} is not part of this build")]
-    NotBuilt { monkey: String },
+    #[error("the policy does not allow it: {why}")]
+    NotOnMenu { why: String },
 }
 
 impl Spared {
@@ -143,7 +143,7 @@ impl Spared {
             | Self::NotNamed { .. }
             | Self::NotTheirs { .. }
             | Self::Exempt { .. }
-            | Self::NotBuilt { .. } => Gate::Policy,
+            | Self::NotOnMenu { .. } => Gate::Policy,
             Self::Leashed { .. } => Gate::Leash,
             Self::Halted { .. } => Gate::Halt,
             Self::Clock { .. } => Gate::Clock,

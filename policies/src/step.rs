@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::fault::{FaultSpec, in_words};
 use crate::ids::{ImageId, InstanceId, ZoneName};
 use crate::inventory::Inventory;
 use crate::names::{ClusterName, GroupName};
@@ -98,6 +99,13 @@ pub enum Step {
         group: GroupName,
         instance: InstanceId,
     },
+    /// Puts a fault upon an instance's network, which ends by itself after `lasts` at the latest.
+    Fault {
+        group: GroupName,
+        instance: InstanceId,
+        fault: FaultSpec,
+        lasts: Duration,
+    },
 }
 
 impl Step {
@@ -111,6 +119,7 @@ impl Step {
             | Self::Destroy { group }
             | Self::OverrideGroup { group, .. }
             | Self::CancelEntry { group, .. }
+            | Self::Fault { group, .. }
             | Self::Flip { to: group, .. } => group,
             Self::CreateGroup { group } => &group.name,
         }
@@ -132,6 +141,7 @@ impl Step {
             Self::Destroy { .. } => "destroy",
             Self::OverrideGroup { .. } => "override_group",
             Self::CancelEntry { .. } => "cancel_entry",
+            Self::Fault { .. } => "fault",
         }
     }
 
@@ -147,11 +157,31 @@ impl Step {
             Self::Disable { .. } => Some(group.is_none_or(|g| !g.enabled)),
             Self::Destroy { .. } => Some(group.is_none_or(|g| g.size.desired == 0)),
             Self::Terminate { instance, .. } => Some(inventory.instance(instance).is_none()),
-            Self::OverrideGroup { .. } | Self::CancelEntry { .. } => None,
+            Self::OverrideGroup { .. } | Self::CancelEntry { .. } | Self::Fault { .. } => None,
         }
     }
 
-    /// Whether the service registry carries it out; everything else is the cloud's.
+    /// Whether an agent on a host carries it out.
+    pub fn is_for_agent(&self) -> bool {
+        matches!(self, Self::Fault { .. })
+    }
+
+    /// The one instance that the step harms, and hence nobody else may count on: killed, or made slow.
+    pub fn victim(&self) -> Option<&InstanceId> {
+        match self {
+            Self::Terminate { instance, .. } | Self::Fault { instance, .. } => Some(instance),
+            Self::CreateGroup { .. }
+            | Self::Resize { .. }
+            | Self::Flip { .. }
+            | Self::Enable { .. }
+            | Self::Disable { .. }
+            | Self::Destroy { .. }
+            | Self::OverrideGroup { .. }
+            | Self::CancelEntry { .. } => None,
+        }
+    }
+
+    /// Whether the service registry carries it out; everything else is the cloud's, or an agent's.
     pub fn is_for_registry(&self) -> bool {
         matches!(self, Self::OverrideGroup { .. } | Self::CancelEntry { .. })
     }
@@ -182,6 +212,10 @@ impl fmt::Display for Step {
                 write!(f, "drop the override of {group} in the registry")
             }
             Self::CancelEntry { group, instance } => write!(f, "cancel the registry entry of {instance} of {group}"),
+            Self::Fault { group, instance, fault, lasts } => {
+                let lasts = in_words(u64::try_from(lasts.as_micros()).unwrap_or(u64::MAX));
+                write!(f, "{fault} on {instance} of {group}, for {lasts}")
+            }
         }
     }
 }

@@ -5,6 +5,15 @@
 //!
 //! **Invariant:** `unsafe` is in [`sys`] only, the clock is read in the agent's loop only.
 
+pub mod agent;
+pub mod channel;
+pub mod cli;
+mod clock;
+pub mod config;
+pub mod guardian;
+pub mod keep;
+mod measure;
 pub mod netlink;
 pub mod plane;
+pub mod planes;
 pub mod undo;

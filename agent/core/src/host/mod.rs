@@ -21,7 +21,7 @@ use crate::fault::Cidr;
 use crate::lease::{Command, Effect, Halter, LeaseId, Table, Ttl};
 use crate::moment::Moment;
 use crate::protocol::{Answered, Chapter, End, Measured, Ordered, Story, With, cut};
-pub use judge::{is_shown, wants};
+pub use judge::{Wants, is_shown, wants};
 
 /// Stories of ended leases that are kept to be told again.
 const TOLD_MAX: usize = 64;

@@ -1,0 +1,439 @@
+//! Carrying out, in order, what the host decides: on the planes, in the journal, over the connection.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+use troop_agent_core::fault::{Cidr, Fault};
+use troop_agent_core::host::{Do, Host, Phase, Wants, wants};
+use troop_agent_core::lease::{Command, LeaseId, Table, Ttl};
+use troop_agent_core::moment::Moment;
+use troop_agent_core::protocol::{FromAgent, Measured, MeasuredBy, Ordered, fault_of};
+use troop_policies::fault::FaultSpec;
+
+use super::in_full;
+use crate::channel::Sender;
+use crate::clock;
+use crate::config::HostPolicy;
+use crate::guardian::Guardian;
+use crate::keep::Keep;
+use crate::measure;
+use crate::netlink::Netlink;
+use crate::plane::{By, Order, Plane, PlaneError};
+use crate::planes;
+use crate::undo::{Journal, Report};
+
+/// How long a probe without a fault waits for its answer: a peer that takes longer cannot be measured.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a plane may have nothing to say before its fault counts as without effect: a service that calls nobody for so
+/// long has nothing that could be hurt.
+const PLANE_MAX: Duration = Duration::from_secs(5);
+
+/// What an agent consists of.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub(super) table: Table,
+    pub(super) keep: Keep,
+    pub(super) journal: Journal,
+    pub(super) planes: Vec<Box<dyn Plane>>,
+    pub(super) policy: HostPolicy,
+    pub(super) guardian: (PathBuf, Vec<String>),
+    pub(super) journal_folder: PathBuf,
+    pub(super) measured: mpsc::Sender<Found>,
+}
+
+/// What a measurement found, and at whom it looked.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) lease: LeaseId,
+    pub(super) phase: Phase,
+    pub(super) measured: Measured,
+    pub(super) peer: Option<SocketAddr>,
+}
+
+/// What is known of a lease beside what the host knows.
+#[derive(Debug, Default)]
+struct Beside {
+    /// Which plane has it.
+    plane: Option<usize>,
+    /// Who is asked how long a round trip takes.
+    probed: Option<SocketAddr>,
+    /// Until when its plane may show that the fault concerns something.
+    by_plane: Option<Moment>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Agent {
+    host: Host,
+    keep: Keep,
+    journal: Journal,
+    planes: Vec<Box<dyn Plane>>,
+    policy: HostPolicy,
+    beside: BTreeMap<LeaseId, Beside>,
+    guardian: Option<Guardian>,
+    guardian_start: (PathBuf, Vec<String>),
+    sender: Option<Sender>,
+    /// The other ends of the agent's own connection.
+    ends: Vec<SocketAddr>,
+    measured: mpsc::Sender<Found>,
+    host_halted: bool,
+}
+
+impl Agent {
+    pub(super) fn new(parts: Parts) -> Self {
+        let (program, mut args) = parts.guardian;
+        args.push(std::process::id().to_string());
+        args.push(parts.journal_folder.to_string_lossy().into_owned());
+        Self {
+            host: Host::new(parts.table),
+            keep: parts.keep,
+            journal: parts.journal,
+            planes: parts.planes,
+            policy: parts.policy,
+            beside: BTreeMap::new(),
+            guardian: None,
+            guardian_start: (program, args),
+            sender: None,
+            ends: Vec::new(),
+            measured: parts.measured,
+            host_halted: false,
+        }
+    }
+
+    pub(super) fn highest_number(&self) -> u64 {
+        self.host.table().highest_number().0
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.host.is_idle()
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Moment> {
+        self.host.next_deadline()
+    }
+
+    pub(super) fn connected(&mut self, sender: Option<Sender>, ends: Vec<SocketAddr>) {
+        // Those of a connection that broke stay spared until there is another: packets of it may still be on their way.
+        if sender.is_some() {
+            self.ends = ends;
+        }
+        self.sender = sender;
+    }
+
+    pub(super) fn tell_everything(&mut self) {
+        for story in self.host.stories() {
+            self.send(&FromAgent::Story(story));
+        }
+    }
+
+    pub(super) fn handle(&mut self, ordered: Ordered) {
+        self.read_halt_file();
+        let now = clock::now();
+        let Self { host, policy, planes, ends, .. } = self;
+        let todo = host.handle(ordered, now, |spec, peers, command| {
+            let Command::Grant { life, .. } = command else { return Ok(()) };
+            policy.check(spec, peers, life.get())?;
+            let fault = fault_of(spec, peers, ends).map_err(|e| e.to_string())?;
+            choose(planes, &fault).map(|_| ())
+        });
+        self.carry_out(todo);
+    }
+
+    pub(super) fn measured(&mut self, found: Found) {
+        if let (Phase::Baseline, Some(beside)) = (found.phase, self.beside.get_mut(&found.lease)) {
+            beside.probed = found.peer;
+        }
+        let todo = self.host.measured(&found.lease, found.phase, found.measured);
+        self.carry_out(todo);
+    }
+
+    /// Looks at the clock, the planes, the guardian and the halt file.
+    pub(super) fn look(&mut self) {
+        self.read_halt_file();
+        let now = clock::now();
+        let todo = self.host.poll(now);
+        self.carry_out(todo);
+        let leases: Vec<LeaseId> = self.beside.keys().cloned().collect();
+        for lease in leases {
+            self.look_at(&lease, now);
+        }
+        let guardian_died = self.guardian.as_mut().is_some_and(|guardian| !guardian.is_there());
+        if guardian_died && !self.replace_guardian() {
+            let leases: Vec<LeaseId> = self.beside.keys().cloned().collect();
+            for lease in leases {
+                let todo = self.host.give_up(&lease, "its guardian died and could not be replaced");
+                self.carry_out(todo);
+            }
+        }
+    }
+
+    /// Heals everything, as the last that an agent does.
+    pub(super) fn end(&mut self) {
+        let todo = self.host.end_all();
+        self.carry_out(todo);
+        if let Some(guardian) = self.guardian.take() {
+            guardian.dismiss();
+        }
+    }
+
+    fn look_at(&mut self, lease: &LeaseId, now: Moment) {
+        let Some(beside) = self.beside.get(lease) else { return };
+        let (Some(plane), by_plane) = (beside.plane, beside.by_plane) else { return };
+        let seen = match self.planes[plane].seen(lease) {
+            Ok(seen) => seen,
+            Err(why) => {
+                let todo = self.host.give_up(lease, &in_full(&why));
+                return self.carry_out(todo);
+            }
+        };
+        if seen.full {
+            let todo = self.host.give_up(lease, "it held as much as it may, and let everything go");
+            return self.carry_out(todo);
+        }
+        let Some(until) = by_plane else { return };
+        // A delay is shown by what it has let go; anything else by what it has met.
+        let needs_held = matches!(self.host.live(lease).map(|live| wants(&live.spec)), Some(Wants::Slower(_)));
+        let has_shown = seen.concerned > 0 && (seen.held_for.is_some() || !needs_held);
+        if has_shown || now >= until {
+            if let Some(beside) = self.beside.get_mut(lease) {
+                beside.by_plane = None;
+            }
+            let count = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+            let measured = Measured {
+                median_us: seen.held_for.map(|held| u64::try_from(held.as_micros()).unwrap_or(u64::MAX)),
+                sent: count(seen.concerned),
+                back: count(seen.concerned.saturating_sub(seen.lost)),
+                by: MeasuredBy::Plane,
+            };
+            let todo = self.host.measured(lease, Phase::Applied, measured);
+            self.carry_out(todo);
+        }
+    }
+
+    fn read_halt_file(&mut self) {
+        let halted = self.policy.is_halted();
+        if halted == self.host_halted {
+            return;
+        }
+        self.host_halted = halted;
+        let todo = if halted { self.host.halt(clock::now()) } else { self.host.resume() };
+        self.carry_out(todo);
+    }
+
+    fn carry_out(&mut self, todo: Vec<Do>) {
+        let mut todo = VecDeque::from(todo);
+        while let Some(next) = todo.pop_front() {
+            let more = match next {
+                Do::Keep => match self.keep.keep(self.host.table()) {
+                    Ok(()) => Vec::new(),
+                    // What cannot be remembered must not be done.
+                    Err(why) => {
+                        tracing::error!(why = %in_full(&why), "could not remember a command");
+                        todo.clear();
+                        self.host.end_all()
+                    }
+                },
+                Do::Answer { number, answer } => {
+                    self.send(&FromAgent::Answer { number, answer });
+                    Vec::new()
+                }
+                Do::Tell(story) => {
+                    if let Ok(lease) = LeaseId::new(&story.lease)
+                        && self.host.live(&lease).is_none()
+                    {
+                        self.beside.remove(&lease);
+                        self.let_guardian_go();
+                    }
+                    self.send(&FromAgent::Story(story));
+                    Vec::new()
+                }
+                Do::Measure { lease, phase, after } => {
+                    self.measure(lease, phase, after);
+                    Vec::new()
+                }
+                Do::Apply { lease } => {
+                    let applied = self.apply(&lease);
+                    self.host.applied(&lease, applied, clock::now())
+                }
+                Do::Renew { lease, ttl, elapsed } => self.renew(&lease, ttl, elapsed),
+                Do::Retarget { lease } => self.retarget(&lease),
+                Do::Heal { lease } => {
+                    let healed = self.heal(&lease);
+                    let measures = self.beside.get(&lease).is_some_and(|beside| beside.probed.is_some());
+                    self.host.healed(&lease, healed, measures, clock::now())
+                }
+            };
+            for more in more.into_iter().rev() {
+                todo.push_front(more);
+            }
+        }
+    }
+
+    fn send(&mut self, message: &FromAgent) {
+        if self.sender.as_ref().is_some_and(|sender| !sender.send(message)) {
+            // Dropping the queue ends the request, and with it the connection; everything is told again on the next.
+            self.sender = None;
+        }
+    }
+
+    fn measure(&mut self, lease: LeaseId, phase: Phase, after: Duration) {
+        let Some(live) = self.host.live(&lease) else { return };
+        let beside = self.beside.entry(lease.clone()).or_default();
+        let tell = self.measured.clone();
+        if phase == Phase::Baseline {
+            let probes = live.probes.clone();
+            tokio::spawn(async move {
+                let peer = measure::reachable(&probes, PATIENCE).await;
+                let measured = match peer {
+                    Some(peer) => measure::handshakes(peer, PATIENCE).await,
+                    None => Measured { median_us: None, sent: 0, back: 0, by: MeasuredBy::Plane },
+                };
+                drop(tell.send(Found { lease, phase, measured, peer }).await);
+            });
+            return;
+        }
+        match beside.probed.filter(|_| phase == Phase::Healed || wants(&live.spec) != Wants::Concerned) {
+            Some(peer) => {
+                let patience = PATIENCE + expected(&live.spec);
+                tokio::spawn(async move {
+                    sleep(after).await;
+                    let measured = measure::handshakes(peer, patience).await;
+                    drop(tell.send(Found { lease, phase, measured, peer: Some(peer) }).await);
+                });
+            }
+            None => beside.by_plane = Some(clock::now().after(after + PLANE_MAX)),
+        }
+    }
+
+    fn apply(&mut self, lease: &LeaseId) -> Result<&'static str, String> {
+        let live = self.host.live(lease).ok_or("it has ended")?;
+        let fault = fault_of(&live.spec, &live.peers, &self.ends).map_err(|e| e.to_string())?;
+        let ttl = live.ttl;
+        let plane = choose(&self.planes, &fault)?;
+        let devices = planes::devices(&self.policy).map_err(|e| in_full(&e))?;
+        let backing = self.planes[plane].backing();
+        if [backing.on_death, backing.on_hang].contains(&By::Guardian) {
+            self.guard(lease, ttl)?;
+        }
+        let order = Order { lease: lease.clone(), fault, devices, ttl };
+        self.beside.entry(lease.clone()).or_default().plane = Some(plane);
+        self.planes[plane].apply(&order, &mut self.journal).map_err(|e| in_full(&e))?;
+        tracing::info!(%lease, plane = self.planes[plane].name(), "a fault is up");
+        Ok(self.planes[plane].name())
+    }
+
+    fn renew(&mut self, lease: &LeaseId, ttl: Ttl, elapsed: Duration) -> Vec<Do> {
+        let Some(plane) = self.beside.get(lease).and_then(|beside| beside.plane) else { return Vec::new() };
+        if self.guardian.is_some()
+            && let Err(why) = self.guard(lease, ttl)
+        {
+            return self.host.give_up(lease, &why);
+        }
+        match self.planes[plane].renew(lease, ttl, elapsed) {
+            Ok(()) => Vec::new(),
+            Err(why) => self.host.give_up(lease, &in_full(&why)),
+        }
+    }
+
+    fn retarget(&mut self, lease: &LeaseId) -> Vec<Do> {
+        let Some(plane) = self.beside.get(lease).and_then(|beside| beside.plane) else { return Vec::new() };
+        let peers: Vec<Cidr> = self.host.live(lease).map(|live| live.peers.clone()).unwrap_or_default();
+        // Nobody left to concern: the selectors would be empty, which never means all.
+        let spared = if peers.is_empty() {
+            Err("nobody is left whom it concerns".to_owned())
+        } else {
+            self.policy.spares(&peers)
+        };
+        let done = spared.and_then(|()| self.planes[plane].retarget(lease, &peers).map_err(|e| in_full(&e)));
+        match done {
+            Ok(()) => Vec::new(),
+            Err(why) => self.host.give_up(lease, &why),
+        }
+    }
+
+    fn heal(&mut self, lease: &LeaseId) -> Result<(), String> {
+        let plane = self.beside.get(lease).and_then(|beside| beside.plane);
+        let by_plane = match plane.map(|plane| self.planes[plane].heal(lease, &mut self.journal)) {
+            // Refused before it changed anything.
+            None | Some(Ok(()) | Err(PlaneError::Unknown(_))) => Ok(()),
+            Some(Err(why)) => Err(in_full(&why)),
+        };
+        // Whatever the plane did or forgot: what the journal holds is undone.
+        let by_journal = self.undo(lease);
+        match (by_plane, by_journal) {
+            (_, Ok(())) => {}
+            (Ok(()), Err(why)) | (Err(_), Err(why)) => return Err(why),
+        }
+        if let Some(guardian) = &mut self.guardian {
+            // A guardian that cannot hear finds nothing to undo.
+            drop(guardian.gone(lease));
+        }
+        tracing::info!(%lease, "a fault is down");
+        Ok(())
+    }
+
+    fn undo(&mut self, lease: &LeaseId) -> Result<(), String> {
+        let mut net = Netlink::route().map_err(|e| in_full(&e))?;
+        let mut report = Report::default();
+        self.journal.undo(&lease.to_string(), &mut net, &mut report).map_err(|e| in_full(&e))?;
+        match report.failed.first() {
+            None => Ok(()),
+            Some((_, change, why)) => Err(format!("could not undo {change}: {}", in_full(why))),
+        }
+    }
+
+    /// Sees to it that a guardian knows of the lease.
+    fn guard(&mut self, lease: &LeaseId, ttl: Ttl) -> Result<(), String> {
+        let until = clock::now().after(ttl.get());
+        for fresh in [false, true] {
+            if fresh || self.guardian.as_mut().is_none_or(|guardian| !guardian.is_there()) {
+                let (program, args) = &self.guardian_start;
+                let started =
+                    Guardian::start(program, args).map_err(|e| format!("no guardian could be started: {e}"))?;
+                self.guardian = Some(started);
+            }
+            if self.guardian.as_mut().is_some_and(|guardian| guardian.until(lease, until).is_ok()) {
+                return Ok(());
+            }
+        }
+        Err("the guardian does not listen".to_owned())
+    }
+
+    /// Another guardian for all that is up.
+    fn replace_guardian(&mut self) -> bool {
+        self.guardian = None;
+        let leases: Vec<(LeaseId, Ttl)> =
+            self.beside.keys().filter_map(|lease| Some((lease.clone(), self.host.live(lease)?.ttl))).collect();
+        leases.iter().all(|(lease, ttl)| self.guard(lease, *ttl).is_ok())
+    }
+
+    fn let_guardian_go(&mut self) {
+        if self.host.is_idle()
+            && let Some(guardian) = self.guardian.take()
+        {
+            guardian.dismiss();
+        }
+    }
+}
+
+/// The first plane that can do it.
+fn choose(planes: &[Box<dyn Plane>], fault: &Fault) -> Result<usize, String> {
+    let mut why = "this host has no data plane that may be used".to_owned();
+    for (at, plane) in planes.iter().enumerate() {
+        match plane.can(fault) {
+            Ok(()) => return Ok(at),
+            Err(cannot) => why = cannot.to_string(),
+        }
+    }
+    Err(why)
+}
+
+/// How much longer a round trip takes with the fault, amply: twice the delay and its jitter, on both ways.
+fn expected(spec: &FaultSpec) -> Duration {
+    let longest = spec.delay.map_or(0, |delay| delay.mean_us.saturating_add(delay.jitter_us.saturating_mul(4)));
+    Duration::from_micros(longest.saturating_mul(4))
+}

@@ -1,0 +1,201 @@
+//! The agent's loop: one thread that hears the control plane, the clock, its planes and signals, and carries out what
+//! `troop_agent_core::host` decides.
+
+mod carry;
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+use troop_agent_core::protocol::{Capabilities, FromAgent, Hello, OLDEST_VERSION, PlaneSeen, ToAgent, VERSION};
+
+use crate::channel::{self, Endpoint, Event};
+use crate::clock;
+use crate::config::{ConfigError, HostPolicy};
+use crate::keep::{Keep, KeepError};
+use crate::netlink::{Netlink, NetlinkError};
+use crate::plane::{By, Plane};
+use crate::undo::{Journal, JournalError, Place, Report};
+use carry::Agent;
+
+/// How often the planes and the halt file are looked at while a fault is there. Never while none is.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// What an agent is started with.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// `account/region/instance`.
+    pub instance: String,
+    pub to: Endpoint,
+    pub token: String,
+    /// The agent's own folder: the journal, and what it remembers.
+    pub state: PathBuf,
+    pub config: PathBuf,
+    /// How a guardian is started: the program, and its arguments but for the agent's number and the journal.
+    pub guardian: (PathBuf, Vec<String>),
+}
+
+/// Why an agent cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Keep(#[from] KeepError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error("could not open netlink")]
+    Netlink(#[from] NetlinkError),
+    #[error("could not {0}")]
+    System(&'static str, #[source] io::Error),
+    /// What was left by an earlier agent could not be taken down; the journal keeps it.
+    #[error("{left} changes of an earlier agent could not be undone")]
+    Left { left: usize },
+}
+
+impl AgentError {
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Config(e) => e.hint(),
+            Self::Keep(e) => e.hint(),
+            Self::Journal(_) => "without a journal nothing is changed; make room, or mend its folder",
+            Self::Netlink(_) | Self::System(..) => "`troop-agent probe` says what this host lacks",
+            Self::Left { .. } => "`troop-agent heal` says what stands in the way",
+        }
+    }
+}
+
+/// What is left of an earlier agent, undone.
+///
+/// # Errors
+/// [`AgentError`] when it cannot be told.
+pub fn heal(state: &std::path::Path) -> Result<Report, AgentError> {
+    let place = Place::here().map_err(|e| AgentError::System("see where this is", e))?;
+    let mut journal = Journal::open(&journal_of(state), place)?;
+    Ok(journal.undo_all(&mut Netlink::route()?)?)
+}
+
+/// Where the journal is, in an agent's folder.
+pub fn journal_of(state: &std::path::Path) -> PathBuf {
+    state.join("undo")
+}
+
+/// What was found to be possible here.
+pub fn capabilities(planes: &[Box<dyn Plane>], lacks: Vec<String>, policy: &HostPolicy) -> Capabilities {
+    let by = |by| match by {
+        By::Kernel => "kernel".to_owned(),
+        By::Guardian => "guardian".to_owned(),
+    };
+    let seen = |plane: &dyn Plane| PlaneSeen {
+        name: plane.name().to_owned(),
+        on_death: by(plane.backing().on_death),
+        on_hang: by(plane.backing().on_hang),
+    };
+    Capabilities {
+        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+        planes: planes.iter().map(|plane| seen(plane.as_ref())).collect(),
+        lacks,
+        allows: policy.in_words(),
+    }
+}
+
+/// Runs until SIGTERM: then everything is healed first.
+///
+/// # Errors
+/// [`AgentError`] when it cannot begin.
+pub async fn run(setup: Setup) -> Result<(), AgentError> {
+    let policy = HostPolicy::read(&setup.config)?;
+    let mut keep = Keep::open(&setup.state)?;
+    let report = heal(&setup.state)?;
+    if !report.failed.is_empty() {
+        return Err(AgentError::Left { left: report.failed.len() });
+    }
+    let table = keep.table(clock::now());
+    keep.keep(&table)?;
+    let found = crate::planes::available(&policy);
+    let place = Place::here().map_err(|e| AgentError::System("see where this is", e))?;
+    let capabilities = capabilities(&found.planes, found.lacks, &policy);
+    let (tell, mut told) = mpsc::channel(64);
+    let journal = Journal::open(&journal_of(&setup.state), place)?;
+    let mut agent = Agent::new(carry::Parts {
+        table,
+        keep,
+        journal,
+        planes: found.planes,
+        policy,
+        guardian: setup.guardian.clone(),
+        journal_folder: journal_of(&setup.state),
+        measured: tell,
+    });
+    let (events, mut heard) = mpsc::channel(64);
+    tokio::spawn(channel::keep(setup.to.clone(), setup.token.clone(), events));
+    let mut term = signal(SignalKind::terminate()).map_err(|e| AgentError::System("watch for SIGTERM", e))?;
+    let mut int = signal(SignalKind::interrupt()).map_err(|e| AgentError::System("watch for SIGINT", e))?;
+    loop {
+        let wait = agent.next_deadline().map(|deadline| deadline.since(clock::now()));
+        let wait = if agent.is_idle() { wait } else { Some(wait.unwrap_or(LOOK_EVERY).min(LOOK_EVERY)) };
+        tokio::select! {
+            event = heard.recv() => match event {
+                Some(Event::Up { sender, ends }) => {
+                    tracing::info!("connected");
+                    let hello = hello(&setup, &agent, &capabilities);
+                    let alive = sender.send(&FromAgent::Hello(hello));
+                    agent.connected(alive.then_some(sender), ends);
+                }
+                Some(Event::Message(message)) => hear(&mut agent, message),
+                Some(Event::Down(why)) => {
+                    tracing::debug!(why = %in_full(&why), "not connected");
+                    agent.connected(None, Vec::new());
+                }
+                // It never ends while we listen.
+                None => return Ok(()),
+            },
+            found = told.recv() => if let Some(found) = found {
+                agent.measured(found);
+            },
+            () = sleep(wait.unwrap_or_default()), if wait.is_some() => agent.look(),
+            _ = term.recv() => break,
+            _ = int.recv() => break,
+        }
+    }
+    agent.end();
+    Ok(())
+}
+
+fn hello(setup: &Setup, agent: &Agent, capabilities: &Capabilities) -> Hello {
+    Hello {
+        newest_version: VERSION,
+        oldest_version: OLDEST_VERSION,
+        instance: setup.instance.clone(),
+        release: env!("CARGO_PKG_VERSION").to_owned(),
+        highest_number: agent.highest_number(),
+        host: capabilities.clone(),
+    }
+}
+
+fn hear(agent: &mut Agent, message: ToAgent) {
+    if matches!(message, ToAgent::Welcome { .. }) {
+        return agent.tell_everything();
+    }
+    match message.ordered() {
+        Ok(Some(ordered)) => agent.handle(ordered),
+        Ok(None) => {}
+        // Nobody can carry it out, so nothing is; its sender hears nothing and gives up.
+        Err(why) => tracing::warn!(why = %in_full(&why), "a command that cannot be"),
+    }
+}
+
+/// An error with its causes.
+pub(crate) fn in_full(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}

@@ -1,0 +1,172 @@
+//! The agent's command line: of the thin binary `troop-agent`, and of `troop agent`.
+
+use std::ffi::OsString;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::agent::{self, AgentError, Setup, in_full};
+use crate::channel::Endpoint;
+use crate::config::{DEFAULT_PATH, HostPolicy};
+use crate::guardian;
+use crate::undo::Undone;
+
+/// Where the agent keeps its journal unless said otherwise: gone with the boot, as its faults are.
+const STATE: &str = "/run/troop-agent";
+/// How the guardian is asked for.
+const GUARDIAN: &str = "guardian";
+/// Exit codes, as `troop` has them: the input is wrong; it could not be asked; something is left.
+const INPUT: u8 = 1;
+const UNAVAILABLE: u8 = 4;
+const LEFT: u8 = 6;
+
+/// Puts faults upon this host's packets when its control plane asks for it, and takes them away again.
+#[derive(Debug, Parser)]
+#[command(name = "troop-agent", version, disable_help_subcommand = true)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the control plane until SIGTERM
+    Run(RunArgs),
+    /// Undo whatever an agent has left on this host, without any control plane
+    Heal {
+        /// The agent's folder
+        #[arg(long, default_value = STATE)]
+        state: PathBuf,
+    },
+    /// Say what this host can do, and what its agent.toml allows
+    Probe {
+        /// The host's own policy
+        #[arg(long, default_value = DEFAULT_PATH)]
+        config: PathBuf,
+    },
+    /// Watch an agent and undo what it leaves (started by the agent itself)
+    #[command(hide = true)]
+    Guardian { agent: i32, journal: PathBuf },
+}
+
+#[derive(Debug, clap::Args)]
+struct RunArgs {
+    /// The control plane: unix:PATH or https://HOST:PORT
+    #[arg(long)]
+    to: String,
+    /// account/region/instance, as the cloud names this host
+    #[arg(long)]
+    instance: String,
+    /// A file with the token that shows who this is
+    #[arg(long)]
+    token_file: PathBuf,
+    /// Certificates to trust beside none of this machine's
+    #[arg(long)]
+    ca_file: Option<PathBuf>,
+    /// The agent's folder
+    #[arg(long, default_value = STATE)]
+    state: PathBuf,
+    /// The host's own policy
+    #[arg(long, default_value = DEFAULT_PATH)]
+    config: PathBuf,
+}
+
+/// Runs it. `before`: the words in front of an agent's command, such as `agent` of `troop agent`.
+pub fn main(args: impl Iterator<Item = OsString>, before: &[&str]) -> ExitCode {
+    let args = match Args::try_parse_from(std::iter::once(OsString::from("troop-agent")).chain(args)) {
+        Ok(args) => args,
+        Err(error) => error.exit(),
+    };
+    match args.command {
+        Command::Run(args) => match setup(args, before).map(run) {
+            Ok(Ok(())) => ExitCode::SUCCESS,
+            Ok(Err(error)) => complain(&in_full(&error), error.hint(), UNAVAILABLE),
+            Err(what) => complain(&what, "`troop-agent run --help` explains each", INPUT),
+        },
+        Command::Heal { state } => heal(&state),
+        Command::Probe { config } => probe(&config),
+        Command::Guardian { agent, journal } => match guardian::run(agent, &journal) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => complain(&in_full(&error), "`troop-agent heal` undoes the rest", LEFT),
+        },
+    }
+}
+
+fn setup(args: RunArgs, before: &[&str]) -> Result<Setup, String> {
+    let to = match (args.to.strip_prefix("unix:"), args.to.strip_prefix("https://")) {
+        (Some(path), _) => Endpoint::Unix(path.into()),
+        (None, Some(authority)) => {
+            let (host, port) = authority.rsplit_once(':').ok_or("`--to` names no port")?;
+            let port = port.parse().map_err(|_| format!("`{port}` is no port"))?;
+            Endpoint::Tls { host: host.trim_matches(['[', ']']).to_owned(), port, ca_file: args.ca_file }
+        }
+        (None, None) => return Err(format!("`{}` is neither unix:PATH nor https://HOST:PORT", args.to)),
+    };
+    let token = std::fs::read_to_string(&args.token_file);
+    let token = token.map_err(|e| format!("could not read `{}`: {e}", args.token_file.display()))?.trim().to_owned();
+    let program = std::env::current_exe().map_err(|e| format!("could not find this program: {e}"))?;
+    let words = before.iter().copied().chain([GUARDIAN]).map(str::to_owned).collect();
+    Ok(Setup { instance: args.instance, to, token, state: args.state, config: args.config, guardian: (program, words) })
+}
+
+fn run(setup: Setup) -> Result<(), AgentError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| AgentError::System("start a runtime", e))?;
+    runtime.block_on(agent::run(setup))
+}
+
+fn heal(state: &Path) -> ExitCode {
+    let report = match agent::heal(state) {
+        Ok(report) => report,
+        Err(error) => return complain(&in_full(&error), error.hint(), UNAVAILABLE),
+    };
+    for (lease, change, undone) in &report.undone {
+        let word = match undone {
+            Undone::Removed => "removed",
+            Undone::Absent => "was gone already",
+            Undone::NotOurs => "is not ours any more: left alone",
+        };
+        say(&format!("{lease}: {change} {word}"));
+    }
+    for (lease, change, error) in &report.failed {
+        say(&format!("{lease}: {change} STAYS: {}", in_full(error)));
+    }
+    match (report.undone.is_empty(), report.failed.is_empty()) {
+        (_, false) => {
+            complain("not everything could be undone", "run it again as root, in the agent's network namespace", LEFT)
+        }
+        (true, true) => {
+            say("nothing to undo");
+            ExitCode::SUCCESS
+        }
+        (false, true) => ExitCode::SUCCESS,
+    }
+}
+
+fn probe(config: &Path) -> ExitCode {
+    let policy = match HostPolicy::read(config) {
+        Ok(policy) => policy,
+        Err(error) => return complain(&in_full(&error), error.hint(), INPUT),
+    };
+    let found = crate::planes::available(&policy);
+    let capabilities = agent::capabilities(&found.planes, found.lacks, &policy);
+    match serde_json::to_string_pretty(&capabilities) {
+        Ok(text) => {
+            say(&text);
+            ExitCode::SUCCESS
+        }
+        Err(error) => complain(&error.to_string(), "this is a mistake of ours", 70),
+    }
+}
+
+fn say(text: &str) {
+    // Nobody is left to be told that nobody reads.
+    drop(writeln!(io::stdout().lock(), "{text}"));
+}
+
+fn complain(what: &str, hint: &str, code: u8) -> ExitCode {
+    drop(writeln!(io::stderr().lock(), "error: {what}\nhint: {hint}"));
+    ExitCode::from(code)
+}

@@ -1,0 +1,70 @@
+//! Which planes this host has, and on which devices they work.
+
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
+
+use crate::config::HostPolicy;
+use crate::netlink::{Netlink, NetlinkError};
+use crate::plane::{By, Device, Plane};
+
+/// What was found by trying.
+#[derive(Debug)]
+pub struct Available {
+    /// In the order in which they are preferred.
+    pub planes: Vec<Box<dyn Plane>>,
+    /// Why there is not more, for people.
+    pub lacks: Vec<String>,
+}
+
+/// Tries each plane, the best first, and leaves out those that the host's policy does not let be used.
+pub fn available(policy: &HostPolicy) -> Available {
+    let mut found = Available { planes: Vec::new(), lacks: Vec::new() };
+    for tried in every() {
+        match tried {
+            Ok(plane) => {
+                let backing = plane.backing();
+                if [backing.on_death, backing.on_hang].contains(&By::Guardian) && !policy.allow_unbacked_undo {
+                    let why = "only its guardian undoes it, and agent.toml does not say allow_unbacked_undo = true";
+                    found.lacks.push(format!("plane {}: {why}", plane.name()));
+                } else {
+                    found.planes.push(plane);
+                }
+            }
+            Err(why) => found.lacks.push(why),
+        }
+    }
+    found
+}
+
+fn every() -> Vec<Result<Box<dyn Plane>, String>> {
+    Vec::new()
+}
+
+/// The devices that faults are put on: those that the policy names, else every Ethernet device that is up.
+///
+/// # Errors
+/// The kernel's.
+pub fn devices(policy: &HostPolicy) -> Result<Vec<Device>, NetlinkError> {
+    let links = Netlink::route()?.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+    let mut devices: Vec<Device> = Vec::new();
+    for link in links {
+        let RouteNetlinkMessage::NewLink(link) = link else { continue };
+        let name = link.attributes.iter().find_map(|a| if let LinkAttribute::IfName(n) = a { Some(n) } else { None });
+        let Some(name) = name else { continue };
+        let ethernet = link.header.link_layer_type == LinkLayerType::Ether;
+        let up = link.header.flags.contains(LinkFlags::Up);
+        // A bridge's or a bond's member carries what its master has sent already.
+        let member = link.attributes.iter().any(|a| matches!(a, LinkAttribute::Controller(_)));
+        let ours = name.starts_with(OWN_PREFIX);
+        let wanted =
+            if policy.devices.is_empty() { ethernet && up && !member && !ours } else { policy.devices.contains(name) };
+        if wanted {
+            devices.push(Device { name: name.clone(), index: link.header.index });
+        }
+    }
+    devices.sort();
+    Ok(devices)
+}
+
+/// How the devices begin that planes make.
+pub const OWN_PREFIX: &str = "tr-";

@@ -1,0 +1,177 @@
+//! Where agents dial in: HTTP/2, one request a host that stays open, a JSON object a line both ways.
+
+use std::convert::Infallible;
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::UnixListener;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use troop_agent::channel::PATH;
+use troop_agent_core::protocol::{self, FromAgent, MESSAGE_MAX_BYTES};
+
+use super::hub::{Hub, WAITING_MAX};
+use super::token::AgentsSecret;
+use super::HostName;
+use crate::clock;
+
+/// Hosts that may be connected at a time. Each takes a few kilobytes; a site with more has several control planes.
+const CONNECTIONS_MAX: usize = 16_384;
+/// How long a host may take to say who it is.
+const HELLO_MAX: Duration = Duration::from_secs(10);
+/// How often a silent connection is tried, so that a host that is gone is known to be.
+const PING_EVERY: Duration = Duration::from_secs(20);
+const PING_MAX: Duration = Duration::from_secs(10);
+
+type Body = BoxBody<Bytes, Infallible>;
+
+/// Why agents cannot be received.
+#[derive(Debug, thiserror::Error)]
+#[error("could not {doing} `{}`", path.display())]
+pub struct ServerError {
+    doing: &'static str,
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// Receives agents on a unix socket until `stop`. A socket of a dead control plane is replaced.
+///
+/// # Errors
+/// [`ServerError`] when it cannot listen.
+pub async fn serve_unix(
+    path: &Path,
+    secret: AgentsSecret,
+    hub: Arc<Hub>,
+    stop: CancellationToken,
+) -> Result<(), ServerError> {
+    let failed = |doing| move |source| ServerError { doing, path: path.into(), source };
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("replace")(error)),
+        Ok(()) | Err(_) => {}
+    }
+    let listener = UnixListener::bind(path).map_err(failed("listen on"))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed("protect"))?;
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "an agent could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            },
+            () = stop.cancelled() => return Ok(()),
+        };
+        let Ok(permit) = Arc::clone(&room).try_acquire_owned() else { continue };
+        let (hub, secret, stop) = (Arc::clone(&hub), secret.clone(), stop.clone());
+        tokio::spawn(async move {
+            let service = service_fn(move |request| answer(request, Arc::clone(&hub), secret.clone()));
+            let connection = http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .keep_alive_interval(PING_EVERY)
+                .keep_alive_timeout(PING_MAX)
+                .max_concurrent_streams(1)
+                .serve_connection(TokioIo::new(stream), service);
+            tokio::select! {
+                ended = connection => drop(ended),
+                () = stop.cancelled() => {}
+            }
+            drop(permit);
+        });
+    }
+}
+
+async fn answer(request: Request<Incoming>, hub: Arc<Hub>, secret: AgentsSecret) -> Result<Response<Body>, Infallible> {
+    if request.uri().path() != PATH || request.method() != hyper::Method::POST {
+        return Ok(short(StatusCode::NOT_FOUND, "agents are received elsewhere"));
+    }
+    let token = request.headers().get(hyper::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let Some(token) = token.and_then(|value| value.strip_prefix("Bearer ")).map(str::to_owned) else {
+        return Ok(short(StatusCode::UNAUTHORIZED, "who is it?"));
+    };
+    let (queue, waiting) = mpsc::channel::<Bytes>(WAITING_MAX);
+    tokio::spawn(async move {
+        if let Err(why) = converse(request.into_body(), &token, queue, hub, secret).await {
+            tracing::warn!(why, "an agent was sent away");
+        }
+    });
+    let lines = ReceiverStream::new(waiting).map(|line| Ok(Frame::data(line)));
+    Ok(Response::new(BodyExt::boxed(StreamBody::new(lines))))
+}
+
+/// Hears a host until it is silent. When this ends, so does the answer, and the host knows.
+async fn converse(
+    body: Incoming,
+    token: &str,
+    queue: mpsc::Sender<Bytes>,
+    hub: Arc<Hub>,
+    secret: AgentsSecret,
+) -> Result<(), String> {
+    let mut lines = Lines { body, buffer: Vec::new() };
+    let first = tokio::time::timeout(HELLO_MAX, lines.next()).await;
+    let first = first.map_err(|_| "it did not say who it is".to_owned())??;
+    let Some(FromAgent::Hello(hello)) = first else { return Err("its first word was no hello".to_owned()) };
+    let host = HostName::parse(&hello.instance).ok_or("its name is none")?;
+    if !secret.is_of(&host, token) {
+        return Err(format!("its token is not that of `{host}`"));
+    }
+    // The queue's other end is the answer: a host that is cut off by the hub sees its end.
+    let connection = hub.connect(host, hello, queue, clock::real_now())?;
+    while let Some(message) = lines.next().await? {
+        connection.hear(message);
+    }
+    Ok(())
+}
+
+struct Lines {
+    body: Incoming,
+    buffer: Vec<u8>,
+}
+
+impl Lines {
+    /// The next message; `None` at the end of the connection.
+    async fn next(&mut self) -> Result<Option<FromAgent>, String> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                let message = protocol::read::<FromAgent>(&line[..end]).and_then(FromAgent::checked);
+                return message.map(Some).map_err(|e| e.to_string());
+            }
+            if self.buffer.len() > MESSAGE_MAX_BYTES {
+                return Err("its message is too long".to_owned());
+            }
+            match self.body.frame().await {
+                None => return Ok(None),
+                // It was cut off, which is how hosts end.
+                Some(Err(_)) => return Ok(None),
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.buffer.extend_from_slice(&data);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn short(status: StatusCode, text: &'static str) -> Response<Body> {
+    let mut response = Response::new(BodyExt::boxed(Full::new(Bytes::from_static(text.as_bytes()))));
+    *response.status_mut() = status;
+    response
+}
