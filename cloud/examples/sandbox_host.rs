@@ -50,6 +50,7 @@ fn host(state_dir: PathBuf, target: &str) -> Fallible<()> {
         isolation: Isolation::Auto,
         boot_delay: Duration::ZERO,
         grace: Duration::ZERO,
+        agents: false,
         registry_port: 8761,
     })?;
     let started = began.elapsed();

@@ -88,6 +88,7 @@ impl Plane {
             policies_dir: PathBuf::new(),
             ledger,
             world: Arc::clone(&connection) as Arc<dyn troop_cloud::World>,
+            agents: Arc::new(troop::agents::NoAgents),
             calendar: Calendar::real(),
             secret: Ok(SiteSecret::from_bytes([7; 32])),
         };

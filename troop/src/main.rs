@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use troop::supervisor::roles::{self, ROLE};
 use troop::{cli, clock, logging};
+use troop_cloud::local::agents::AGENT;
 use troop_cloud::local::{INTERNAL, internal_main};
 
 fn main() -> ExitCode {
@@ -17,6 +18,10 @@ fn main() -> ExitCode {
             internal_main(&args[2..], Arc::new(clock::real_now))
         }
         Some(ROLE) => roles::main(&args[2..]),
+        Some(AGENT) => {
+            logging::for_a_log();
+            troop_agent::cli::main(args.into_iter().skip(2), &[AGENT])
+        }
         Some(_) | None => cli::main(args.into_iter()),
     }
 }

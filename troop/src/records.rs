@@ -55,6 +55,15 @@ pub enum Record {
         after_seconds: f64,
         why: String,
     },
+    /// A fault on an instance's network is over; `story` is what its host measured, where it told.
+    FaultEnded {
+        intent: IntentId,
+        draw_key: String,
+        group: GroupName,
+        instance: InstanceId,
+        how: String,
+        story: Option<Box<troop_agent_core::protocol::Story>>,
+    },
     /// An entry of the plan, drawn or a drill's, or a kill on demand, that a gate spared at the act.
     SparedAtAct {
         team: TeamName,
@@ -148,6 +157,7 @@ impl Record {
             Self::Settled { .. } => "settled",
             Self::Healed { .. } => "healed",
             Self::NotHealed { .. } => "not_healed",
+            Self::FaultEnded { .. } => "fault_ended",
             Self::SparedAtAct { .. } => "spared_at_act",
             Self::WouldHave { .. } => "would_have",
             Self::Halted { .. } => "halted",
@@ -171,6 +181,7 @@ impl Record {
             Self::Intended { intent, .. } | Self::Settled { intent, .. } => Some(intent_key(intent)),
             Self::Healed { draw_key, .. }
             | Self::NotHealed { draw_key, .. }
+            | Self::FaultEnded { draw_key, .. }
             | Self::SparedAtAct { draw_key, .. }
             | Self::WouldHave { draw_key, .. }
             | Self::Cleared { draw_key, .. } => Some(draw_key.clone()),
@@ -203,6 +214,7 @@ impl Record {
             Self::Intended { intent, .. } | Self::Settled { intent, .. } => intent.cause.team(),
             Self::Healed { .. }
             | Self::NotHealed { .. }
+            | Self::FaultEnded { .. }
             | Self::Halted { .. }
             | Self::Resumed { .. }
             | Self::Cleared { .. }

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::agents::Agents;
 use super::helper::{runtime, signals};
 use super::namespaces::Namespaces;
 use super::network::Network;
@@ -38,7 +39,9 @@ pub(crate) fn run(spec: &SandboxSpec, body: Body) -> Result<u8, StepFailed> {
     runtime()?.block_on(async {
         let net = make_networks().await?;
         let (tell, exits) = mpsc::unbounded_channel();
-        let namespaces = Arc::new(Namespaces::new(net, spec.state_dir.clone(), tell));
+        let place = format!("{}/{}", server::ACCOUNT, server::REGION);
+        let agents = spec.agents.then(|| Agents::prepare(&spec.state_dir, place)).transpose()?;
+        let namespaces = Arc::new(Namespaces::new(net, spec.state_dir.clone(), tell, agents));
         let reaper = tokio::spawn(Arc::clone(&namespaces).reap());
         let server = server_spec(spec, Network::SANDBOX, 0);
         let ended = run_body(body, server, namespaces, exits).await;

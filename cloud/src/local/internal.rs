@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use super::init::{self, Body, Clock};
 use super::sandbox::SandboxSpec;
 use super::steps::{Report, StepFailed, complain, report_up};
-use super::{helper, instance, keeper, reaper};
+use super::{agents, helper, instance, keeper, reaper};
 
 /// The first argument of a helper. The binary hands everything after it to [`internal_main`], first thing in `main`.
 pub const INTERNAL: &str = "internal";
@@ -18,6 +18,7 @@ pub const INTERNAL: &str = "internal";
 /// - `enter --pid N --exe PATH -- ARGS`: starts PATH, the executable the sandbox keeps, with ARGS inside the namespaces
 ///   of process N.
 /// - `instance SPEC`, `instance-init SPEC`: makes an instance, and is its first process.
+/// - `agent-of N -- ARGS`: joins the network of process N, an instance's first one, and becomes this executable with ARGS.
 ///
 /// Without a sandbox:
 /// - `processes SPEC`: starts the cloud process, which is `cloud SPEC`, and ends what that leaves.
@@ -51,6 +52,9 @@ fn dispatch(args: &[OsString], body: Body) -> ExitCode {
         [what, spec] if *what == "cloud" => read(spec).and_then(|spec| init::run_plain(&spec, body)),
         [what, spec] if *what == "keeper" => read(spec).and_then(|spec| keeper::keep(&spec)),
         [what, spec] if *what == "command" => read(spec).and_then(|spec| keeper::become_command(&spec)),
+        [what, first, dashes, rest @ ..] if *what == "agent-of" && *dashes == "--" => {
+            return of_role("agent", number(first).and_then(|first| Err(agents::become_agent(first, rest))));
+        }
         [what, parent_flag, parent, exe_flag, exe, dashes, rest @ ..]
             if *what == "attend" && *parent_flag == "--parent" && *exe_flag == "--exe" && *dashes == "--" =>
         {

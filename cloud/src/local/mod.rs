@@ -10,6 +10,7 @@
 //! instances are plain processes on the loopback: `reaper` says who ends whom then, `processes` starts them, `keeper` is
 //! what each has over it, and `family` finds what they left.
 
+pub mod agents;
 pub mod balancer;
 pub mod client;
 mod controller;

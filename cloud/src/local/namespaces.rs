@@ -26,6 +26,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::UnboundedSender;
 use troop_policies::InstanceId;
 
+use super::agents::Agents;
 use super::instance::InstanceSpec;
 use super::runtime::{EndBy, Exit, Launch, Runtime};
 use super::steps::{Report, Step as _, StepFailed, complain, in_words};
@@ -35,12 +36,17 @@ use super::{INTERNAL, mounts, netlink};
 /// by a build and thirty launches at once, a second or two.
 pub(super) const LAUNCH_MAX: Duration = Duration::from_secs(10);
 
+/// How long after its end an agent is started again: one that cannot run must not keep the machine busy.
+const AGENT_AGAIN: Duration = Duration::from_millis(300);
+
 #[derive(Debug)]
 pub(crate) struct Namespaces {
     /// Into the sandbox's own network.
     net: rtnetlink::Handle,
     state_dir: PathBuf,
     exits: UnboundedSender<Exit>,
+    /// `None`: instances have none.
+    agents: Option<Agents>,
     table: Mutex<Table>,
 }
 
@@ -50,6 +56,8 @@ struct Table {
     links: BTreeMap<InstanceId, String>,
     /// Instances whose first process has not been reaped, by that process.
     running: BTreeMap<i32, Running>,
+    /// Agents that have not been reaped, by their process: each with its instance and that one's first process.
+    agents: BTreeMap<i32, (InstanceId, i32)>,
 }
 
 #[derive(Debug)]
@@ -60,8 +68,13 @@ struct Running {
 }
 
 impl Namespaces {
-    pub(crate) fn new(net: rtnetlink::Handle, state_dir: PathBuf, exits: UnboundedSender<Exit>) -> Self {
-        Self { net, state_dir, exits, table: Mutex::default() }
+    pub(crate) fn new(
+        net: rtnetlink::Handle,
+        state_dir: PathBuf,
+        exits: UnboundedSender<Exit>,
+        agents: Option<Agents>,
+    ) -> Self {
+        Self { net, state_dir, exits, agents, table: Mutex::default() }
     }
 
     /// Reaps every child and orphan of the sandbox, for ever. To be spawned once, before anything is launched.
@@ -71,14 +84,37 @@ impl Namespaces {
             Err(failed) => return complain("cloud", &failed),
         };
         loop {
-            self.reap_now();
+            for (instance, first) in self.reap_now() {
+                let this = Arc::clone(&self);
+                tokio::spawn(async move {
+                    tokio::time::sleep(AGENT_AGAIN).await;
+                    this.start_agent(&instance, first);
+                });
+            }
             if ended.recv().await.is_none() {
                 return;
             }
         }
     }
 
-    fn reap_now(&self) {
+    /// Starts the agent of an instance, if it still runs. One that cannot be started is tried again by its end, or by nobody: an instance
+    /// without an agent is only one that the latency monkey spares.
+    fn start_agent(&self, instance: &InstanceId, first: i32) {
+        let Some(agents) = &self.agents else { return };
+        // Under the lock, so that its end cannot be reaped before it is known, nor its instance's.
+        let mut table = self.table();
+        if !table.running.get(&first).is_some_and(|running| running.instance == *instance) {
+            return;
+        }
+        match agents.start(instance, first) {
+            Ok(pid) => drop(table.agents.insert(pid.as_raw(), (instance.clone(), first))),
+            Err(failed) => complain("cloud", &failed),
+        }
+    }
+
+    /// Reaps all that ended. Returns the instances whose agents ended, with their first processes.
+    fn reap_now(&self) -> Vec<(InstanceId, i32)> {
+        let mut lost = Vec::new();
         loop {
             // Under the lock, so that nobody signals a number between its reaping and its removal.
             let mut table = self.table();
@@ -87,8 +123,15 @@ impl Namespaces {
                 Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, format!("signal {}", signal as i32)),
                 Err(Errno::EINTR) => continue,
                 // Stops and continuations are not asked for; nothing else is a process's end.
-                Ok(_) | Err(_) => return,
+                Ok(_) | Err(_) => return lost,
             };
+            lost.extend(table.agents.remove(&pid.as_raw()));
+            let agents: Vec<i32> =
+                table.agents.iter().filter(|(_, (_, first))| *first == pid.as_raw()).map(|(agent, _)| *agent).collect();
+            for agent in agents {
+                // Its instance is gone, and the network goes with it.
+                let _gone = kill(Pid::from_raw(agent), Signal::SIGKILL);
+            }
             if let Some(gone) = table.running.remove(&pid.as_raw())
                 && gone.launched
             {
@@ -154,6 +197,7 @@ impl Namespaces {
             None => return Err(odd("its first process died at once")),
         }
         making.pid = None;
+        self.start_agent(&launch.instance, pid);
         u32::try_from(pid).map_err(|_| odd("its first process has no number"))
     }
 
@@ -201,6 +245,9 @@ impl Runtime for Namespaces {
     }
 
     async fn clean(&self, instance: &InstanceId) {
+        if let Some(agents) = &self.agents {
+            agents.clean(instance);
+        }
         let link = self.table().links.remove(instance);
         if let Some(link) = link
             && let Err(failed) = netlink::remove(&self.net, &link).await

@@ -28,6 +28,7 @@
 //!     boot_delay: Duration::from_secs(1),
 //!     grace: Duration::from_secs(30),
 //!     registry_port: 8761,
+//!     agents: false,
 //! })?;
 //! let mut entered = sandbox.enter(&["internal", "balancer"], &[("web", web.as_fd())])?;
 //! let mut balancer = entered.command.spawn()?; // keep `entered.line`: the role sees its end when we are gone
@@ -121,6 +122,8 @@ pub struct SandboxSpec {
     pub grace: Duration,
     /// Where the registry will listen, at [`Sandbox::roles_address`].
     pub registry_port: u16,
+    /// Whether each instance has an agent beside it. Only where there are namespaces, and `exe` knows [`super::agents::AGENT`].
+    pub agents: bool,
 }
 
 /// A running sandbox, or what stands for one. Dropping it ends everything inside.
@@ -230,6 +233,7 @@ pub fn probe(exe: &Path) -> Result<(), SandboxError> {
         boot_delay: Duration::ZERO,
         grace: Duration::ZERO,
         registry_port: 0,
+        agents: false,
     };
     run_helper(&spec, "probe", &spec, Stdio::null(), PROBE_MAX).map(drop)
 }

@@ -16,7 +16,7 @@ pub const MONKEY: &str = "chaos";
 /// The label of the victim's draw for a planned kill; on demand it is `chaos/demand/INTENT`.
 pub const VICTIM_LABEL: &str = "chaos/victim";
 
-/// What was chosen: one instance, the step that ends it, and where it is.
+/// What was chosen: one instance, the step that harms it, and where it is.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Strike {
     pub victim: InstanceId,

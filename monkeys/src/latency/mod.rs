@@ -5,14 +5,12 @@
 
 use std::time::Duration;
 
-use troop_policies::InstanceId;
 use troop_policies::draw::{DayKey, Draw};
 use troop_policies::fault::{ChanceSpec, FaultSpec, Peer};
-use troop_policies::gates::{Candidate, Eligible};
+use troop_policies::gates::Eligible;
 use troop_policies::policy::LatencyPolicy;
-use troop_policies::step::Step;
 
-use crate::chaos;
+use crate::chaos::{self, Strike};
 
 /// The monkey's name in plans, policies and draws.
 pub const MONKEY: &str = "latency";
@@ -22,14 +20,6 @@ pub const VICTIM_LABEL: &str = "latency/victim";
 pub const FAULT_LABEL: &str = "latency/fault";
 /// Times of a menu are drawn in whole milliseconds, shares in hundredths of a percent.
 const SHARE_STEP_PPM: u64 = 100;
-
-/// What was chosen: one instance, the step that puts a fault on it, and where it is.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Strike {
-    pub victim: InstanceId,
-    pub step: Step,
-    pub candidate: Candidate,
-}
 
 /// Draws the fault of a planned act from the menu. `None` for a menu whose applications have no names, which no policy file has.
 pub fn draw_fault(menu: &LatencyPolicy, day_key: &DayKey, draw_key: &str) -> Option<(FaultSpec, Duration)> {

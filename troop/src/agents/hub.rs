@@ -132,7 +132,8 @@ impl Connection {
         let Some(host) = state.hosts.get_mut(&self.host) else { return };
         match message {
             FromAgent::Answer { number, answer } => {
-                let waiting = host.connected.as_mut().filter(|c| c.id == self.id).and_then(|c| c.waiting.remove(&number));
+                let waiting =
+                    host.connected.as_mut().filter(|c| c.id == self.id).and_then(|c| c.waiting.remove(&number));
                 // Whoever asked may have given up.
                 if let Some(waiting) = waiting {
                     drop(waiting.send(answer));

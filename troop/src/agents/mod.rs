@@ -76,8 +76,13 @@ pub struct AgentSeen {
 pub enum Order {
     /// Its number is set on the way.
     Grant(Box<Grant>),
-    Renew { lease: String, peers: Option<Vec<String>> },
-    End { lease: String },
+    Renew {
+        lease: String,
+        peers: Option<Vec<String>>,
+    },
+    End {
+        lease: String,
+    },
 }
 
 /// Why there is no answer.

@@ -23,9 +23,9 @@ use tokio_util::sync::CancellationToken;
 use troop_agent::channel::PATH;
 use troop_agent_core::protocol::{self, FromAgent, MESSAGE_MAX_BYTES};
 
+use super::HostName;
 use super::hub::{Hub, WAITING_MAX};
 use super::token::AgentsSecret;
-use super::HostName;
 use crate::clock;
 
 /// Hosts that may be connected at a time. Each takes a few kilobytes; a site with more has several control planes.

@@ -37,6 +37,7 @@ impl AgentsSecret {
     /// Whether `token` is that of `host`. Takes as long for a wrong one as for the right one.
     pub fn is_of(&self, host: &HostName, token: &str) -> bool {
         let mut claimed = [0; 32];
-        hex::decode_to_slice(token, &mut claimed).is_ok() && troop_cloud::local::agents::verify(&self.0, host.as_str(), &claimed)
+        hex::decode_to_slice(token, &mut claimed).is_ok()
+            && troop_cloud::local::agents::verify(&self.0, host.as_str(), &claimed)
     }
 }

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use super::types::{ApiError, DeployRequest, ErrorKind, KillRequest, RollbackRequest};
+use super::types::{ApiError, DeployRequest, ErrorKind, KillRequest, LatencyRequest, RollbackRequest};
+use crate::serve::latency::LASTS_MAX;
 
 /// Longest duration taken: a year. What is longer was meant in another unit.
 pub(crate) const SPAN_MAX: Duration = Duration::from_secs(366 * 86_400);
@@ -11,6 +12,8 @@ pub(crate) const SPAN_MAX: Duration = Duration::from_secs(366 * 86_400);
 pub(crate) const REASON_CHARS_MAX: usize = 500;
 /// Longest target or image: a path of Linux. Names and keys are far shorter.
 const TEXT_BYTES_MAX: usize = 4_096;
+/// Most peers of a fault on demand: a policy names at most as many.
+const PEERS_MAX: usize = 50;
 /// Most instances of a group, in a request. Each cloud has a limit of its own below this.
 const SIZE_MAX: u32 = 100_000;
 
@@ -60,6 +63,20 @@ impl KillRequest {
     pub(crate) fn within_limits(&self) -> Checked {
         target(&self.target)?;
         reason(&self.reason)
+    }
+}
+
+impl LatencyRequest {
+    pub(crate) fn within_limits(&self) -> Checked {
+        target(&self.target)?;
+        reason(&self.reason)?;
+        if self.fault.to.len() > PEERS_MAX {
+            return wrong(format!("{} peers are more than {PEERS_MAX}", self.fault.to.len()), "name applications");
+        }
+        if self.lasts.is_zero() || self.lasts > LASTS_MAX {
+            return wrong("a fault lasts from a moment to eight hours".to_owned(), "for example `--for 5m`");
+        }
+        Ok(())
     }
 }
 

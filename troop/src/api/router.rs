@@ -13,8 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use super::limits;
 use super::types::{
-    Actor, AdoptedMark, ApiError, ControlPlane, DeployAnswer, DeployRequest, ErrorKind, ExplainView, ImageView,
-    InstanceView, KillAnswer, KillRequest, LiveView, PushView, RollbackAnswer, RollbackRequest,
+    Actor, AdoptedMark, AgentView, ApiError, ControlPlane, DeployAnswer, DeployRequest, ErrorKind, ExplainView,
+    ImageView, InstanceView, KillAnswer, KillRequest, LatencyRequest, LiveView, PushView, RollbackAnswer,
+    RollbackRequest,
 };
 use troop_policies::plan::DayPlan;
 
@@ -73,6 +74,8 @@ pub fn router(control: Arc<dyn ControlPlane>) -> Router {
         .route("/instances", get(instances))
         .route("/images", get(images))
         .route("/kill", post(kill))
+        .route("/latency", post(latency))
+        .route("/agents", get(agents))
         .route("/deploy", post(deploy))
         .route("/rollback", post(rollback))
         .route("/halt", post(halt))
@@ -177,6 +180,16 @@ async fn kill(State(control): Control, Who(actor): Who, body: Body<KillRequest>)
     control.kill(request, actor).await.map(Json)
 }
 
+async fn latency(State(control): Control, Who(actor): Who, body: Body<LatencyRequest>) -> Answer<KillAnswer> {
+    let request = take(body)?;
+    request.within_limits()?;
+    control.latency(request, actor).await.map(Json)
+}
+
+async fn agents(State(control): Control) -> Answer<Vec<AgentView>> {
+    control.agents().await.map(Json)
+}
+
 async fn deploy(State(control): Control, Who(actor): Who, body: Body<DeployRequest>) -> Answer<DeployAnswer> {
     let request = take(body)?;
     request.within_limits()?;
@@ -267,6 +280,13 @@ pub(crate) mod tests {
         async fn kill(&self, request: KillRequest, actor: Actor) -> Result<KillAnswer, ApiError> {
             self.note(format!("kill {} by {}", request.target, actor.name));
             Err(no(ErrorKind::Refused))
+        }
+        async fn latency(&self, request: LatencyRequest, actor: Actor) -> Result<KillAnswer, ApiError> {
+            self.note(format!("{} on {} by {}", request.fault, request.target, actor.name));
+            Err(no(ErrorKind::Refused))
+        }
+        async fn agents(&self) -> Result<Vec<AgentView>, ApiError> {
+            Ok(Vec::new())
         }
         async fn deploy(&self, _: DeployRequest, _: Actor) -> Result<DeployAnswer, ApiError> {
             Err(no(ErrorKind::CouldNotAsk))

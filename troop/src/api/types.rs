@@ -5,6 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use troop_policies::fault::FaultSpec;
 use troop_policies::plan::DayPlan;
 use troop_policies::{ClusterName, GroupName, ImageId, InstanceId, TeamName, ZoneName};
 
@@ -66,6 +67,42 @@ pub struct KillAnswer {
     /// `planned`, `done`, `refused` or `unknown`.
     pub outcome: String,
     pub detail: String,
+}
+
+/// `POST latency`. What it comes to is a [`KillAnswer`] too: an act on one instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LatencyRequest {
+    /// A cluster, an instance id or a draw key.
+    pub target: String,
+    pub instance: Option<InstanceId>,
+    pub fault: FaultSpec,
+    pub lasts: Duration,
+    pub reason: String,
+    pub outside_window: bool,
+    /// Only say what would be done.
+    pub plan: bool,
+}
+
+/// One agent, for `troop agents`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentView {
+    pub schema: u32,
+    /// `account/region/instance`.
+    pub host: String,
+    pub instance: String,
+    pub release: String,
+    pub kernel: String,
+    /// The data planes that may be used there, the preferred first, each with who undoes what it does.
+    pub planes: Vec<String>,
+    /// What the host's own agent.toml allows.
+    pub allows: String,
+    /// Why it cannot do more.
+    pub lacks: Vec<String>,
+    /// Since when it is connected; null: it is not.
+    pub since: Option<Timestamp>,
+    /// Leases whose fault is not known to be gone.
+    pub live: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -231,6 +268,8 @@ pub trait ControlPlane: Send + Sync {
     /// A cluster, instance id or draw key.
     async fn explain(&self, target: &str) -> Result<Vec<ExplainView>, ApiError>;
     async fn kill(&self, request: KillRequest, actor: Actor) -> Result<KillAnswer, ApiError>;
+    async fn latency(&self, request: LatencyRequest, actor: Actor) -> Result<KillAnswer, ApiError>;
+    async fn agents(&self) -> Result<Vec<AgentView>, ApiError>;
     async fn deploy(&self, request: DeployRequest, actor: Actor) -> Result<DeployAnswer, ApiError>;
     async fn rollback(&self, request: RollbackRequest, actor: Actor) -> Result<RollbackAnswer, ApiError>;
     async fn pushes(&self) -> Result<Vec<PushView>, ApiError>;

@@ -26,6 +26,7 @@ use troop_scheduler::plan::{ByTeam, PlanInput, plan_day, scopes_of};
 
 use super::fleet::{self, Fleet, Window};
 use super::{BenchError, Machine, Report, Target, as_f64, median, millis, process, ratio, rounded};
+use crate::agents::NoAgents;
 use crate::clock::{self, Calendar};
 use crate::outside::Dial;
 use crate::serve;
@@ -256,6 +257,7 @@ async fn control_plane(dir: &std::path::Path) -> Result<Arc<Core>, BenchError> {
             site: Site::embedded_default(),
             ledger,
             world: Arc::new(NoWorld { account }),
+            agents: Arc::new(NoAgents),
             calendar,
             secret: Ok(SiteSecret::from_bytes([7; 32])),
         },

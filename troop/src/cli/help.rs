@@ -12,10 +12,10 @@ pub(super) const WIDTH: usize = 110;
 /// The commands, as a person looks for them. A test holds that each stands here once.
 const GROUPS: [(&str, &[&str]); 6] = [
     ("Start", &["demo", "up", "serve", "registry", "sample-app"]),
-    ("Look", &["status", "ps", "logs", "curl", "images"]),
+    ("Look", &["status", "ps", "agents", "logs", "curl", "images"]),
     ("Deploy", &["deploy", "rollback", "pushes"]),
     ("Policies, plans and what came of them", &["policy", "forecast", "plan", "explain", "history"]),
-    ("Safety", &["kill", "halt", "resume", "clear", "ledger"]),
+    ("Safety", &["kill", "latency", "halt", "resume", "clear", "ledger"]),
     ("Measure", &["bench"]),
 ];
 

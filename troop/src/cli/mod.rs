@@ -16,6 +16,7 @@ mod halt;
 mod help;
 mod history;
 mod kill;
+mod latency;
 mod ledger;
 mod list;
 mod logs;
@@ -72,6 +73,8 @@ enum Command {
     Explain(explain::ExplainArgs),
     History(history::HistoryArgs),
     Kill(kill::KillArgs),
+    Latency(latency::LatencyArgs),
+    Agents(latency::AgentsArgs),
     Halt(halt::HaltArgs),
     Resume(halt::ResumeArgs),
     Clear(halt::ClearArgs),
@@ -127,6 +130,8 @@ fn run(cli: Cli) -> Result<Code, CliError> {
         Command::Explain(args) => context::block_on(explain::run(&cx, &args)),
         Command::History(args) => context::block_on(history::run(&cx, &args)),
         Command::Kill(args) => context::block_on(kill::run(&cx, args)),
+        Command::Latency(args) => context::block_on(latency::run(&cx, args)),
+        Command::Agents(args) => context::block_on(latency::agents(&cx, &args)),
         Command::Halt(args) => context::block_on(halt::halt(&cx, &args)),
         Command::Resume(args) => context::block_on(halt::resume(&cx, &args)),
         Command::Clear(args) => context::block_on(halt::clear(&cx, &args)),

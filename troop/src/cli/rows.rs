@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use jiff::civil::Date;
 use troop_ledger::Event;
 use troop_policies::intent::{Intent, Outcome};
-use troop_policies::step::Step;
 use troop_policies::{IntentId, ZoneName};
 use troop_scheduler::drills;
 
@@ -14,11 +13,12 @@ use crate::views::history::HistoryRow;
 use crate::views::status::by;
 
 /// The kinds of events that become lines, or parts of one.
-pub(super) const KINDS: [&str; 17] = [
+pub(super) const KINDS: [&str; 18] = [
     "intended",
     "settled",
     "healed",
     "not_healed",
+    "fault_ended",
     "spared_at_act",
     "would_have",
     "halted",
@@ -78,6 +78,11 @@ impl Rows {
                 row.healing = Some("not_healed");
                 row.heal_seconds = Some(after_seconds);
                 row.detail = Some(why);
+            }
+            Record::FaultEnded { intent, draw_key, group, instance, how, .. } => {
+                let row = self.healing(event, &intent, draw_key, (group.to_string(), instance.to_string()));
+                row.what = "latency";
+                row.detail = Some(how);
             }
             Record::SparedAtAct { team, draw_key, monkey, day, gate, why, demand } => {
                 let row = self.add("spared", event);
@@ -167,15 +172,16 @@ impl Rows {
 
     /// The line of a kill. Other steps belong to a push, or only restore: they have no line.
     fn kill(&mut self, event: &Event, intent: &Intent, zone: Option<ZoneName>) -> Option<&mut HistoryRow> {
-        let Step::Terminate { group, instance, .. } = &intent.step else { return None };
+        let instance = intent.step.victim()?;
+        let what = if intent.step.is_for_agent() { "latency" } else { "kill" };
         if let Some(index) = self.kills.get(intent.id.as_str()) {
             return self.rows.get_mut(*index);
         }
         self.kills.insert(intent.id.to_string(), self.rows.len());
-        let row = self.add("kill", event);
+        let row = self.add(what, event);
         row.team = intent.cause.team().map(ToString::to_string);
         row.scope = intent.cause.draw_key().map(str::to_owned);
-        row.group = Some(group.to_string());
+        row.group = Some(intent.step.group().to_string());
         row.instance = Some(instance.to_string());
         row.zone = zone.map(|z| z.to_string());
         row.by = Some(by(&intent.cause));
@@ -246,7 +252,7 @@ pub(super) mod tests {
     use troop_ledger::EventId;
     use troop_policies::intent::Cause;
     use troop_policies::spared::Gate;
-    use troop_policies::step::How;
+    use troop_policies::step::{How, Step};
 
     use super::*;
     use crate::serve::core::body;

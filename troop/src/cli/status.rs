@@ -142,12 +142,12 @@ fn intent_of(row: &IntentRow) -> Result<IntentBody, String> {
 
 fn kill_of(row: &IntentRow) -> Result<Option<Broken>, String> {
     let IntentBody { intent, zone } = intent_of(row)?;
-    let Step::Terminate { group, instance, .. } = &intent.step else { return Ok(None) };
+    let Some(instance) = intent.step.victim() else { return Ok(None) };
     Ok(Some(Broken {
         state: BrokenState::Ending,
         draw_key: row.key.clone(),
         instance: Some(instance.to_string()),
-        group: Some(group.to_string()),
+        group: Some(intent.step.group().to_string()),
         zone: zone.map(|z| z.to_string()),
         team: intent.cause.team().map(ToString::to_string),
         since: row.real_at,
@@ -164,16 +164,7 @@ fn open_step(row: &IntentRow) -> Result<OpenStep, String> {
 
 fn healing_of(healing: &HealingBody, state: BrokenState) -> Broken {
     let intent = &healing.intent;
-    let instance = match &intent.step {
-        Step::Terminate { instance, .. } | Step::CancelEntry { instance, .. } => Some(instance.to_string()),
-        Step::CreateGroup { .. }
-        | Step::Resize { .. }
-        | Step::Flip { .. }
-        | Step::Enable { .. }
-        | Step::Disable { .. }
-        | Step::Destroy { .. }
-        | Step::OverrideGroup { .. } => None,
-    };
+    let instance = intent.step.victim().map(ToString::to_string);
     Broken {
         state,
         draw_key: crate::records::intent_key(intent),

@@ -12,7 +12,10 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::oneshot;
 use troop_ledger::{LedgerError, NewIntent, Tx};
 use troop_monkeys::chaos::{self, Strike};
+use troop_monkeys::latency;
+use troop_policies::fault::FaultSpec;
 use troop_policies::gates::{self, Eligible, Purpose, Scope, Verdict};
+use troop_policies::harm::Harm;
 use troop_policies::intent::{Cause, Intent, Outcome};
 use troop_policies::leash::{Permit, Undo, Unleashed, Warrant};
 use troop_policies::situation::{LedgerSeen, Reading, Situation, WindowSeen};
@@ -21,7 +24,8 @@ use troop_policies::step::Step;
 use troop_policies::{AccountName, IntentId, RegionName, ZoneName};
 
 use super::core::{Core, body, event, new_intent_id};
-use super::ledger_seen::{self, About, mark_text};
+use super::faults;
+use super::ledger_seen::{self, About, Acts, mark_text};
 use super::look::{Look, look};
 use super::policy_store::TeamPolicy;
 use crate::records::{HealingBody, IntentBody, MARK_HEALING, Record, intent_key};
@@ -40,6 +44,19 @@ pub struct Wanted {
     pub day: Date,
     /// For a demand: who asked, and why.
     pub demand: Option<(String, String)>,
+    /// The fault that is wanted, and for how long; `None`: a kill.
+    pub fault: Option<(FaultSpec, Duration)>,
+}
+
+impl Wanted {
+    pub fn harm(&self) -> Harm<'_> {
+        self.fault.as_ref().map_or(Harm::Kill, |(fault, lasts)| Harm::Fault(Some((fault, *lasts))))
+    }
+
+    /// The monkey that would act.
+    pub fn monkey(&self) -> &'static str {
+        if self.fault.is_some() { latency::MONKEY } else { chaos::MONKEY }
+    }
 }
 
 /// What came of it.
@@ -94,7 +111,13 @@ fn current_policy<'a>(core: &Core, wanted: &'a Wanted) -> Reading<&'a troop_poli
 }
 
 fn about<'a>(core: &Core, wanted: &'a Wanted, now: Timestamp) -> About<'a> {
-    About { team: &wanted.team, draw_key: &wanted.scope.draw_key, calendar_now: core.calendar.at(now), day: wanted.day }
+    About {
+        team: &wanted.team,
+        draw_key: &wanted.scope.draw_key,
+        calendar_now: core.calendar.at(now),
+        day: wanted.day,
+        acts: if wanted.fault.is_some() { Acts::Faults } else { Acts::Kills },
+    }
 }
 
 /// Asks every gate on a fresh look, and returns the look with the answers.
@@ -111,7 +134,7 @@ pub async fn ask(core: &Core, wanted: &Wanted) -> (Look, Verdict) {
     core.trouble("ledger", ledger.as_ref().err().map(|e| chain(e)));
     let verdict = {
         let situation = situation(core, wanted, &seen, ledger.map_err(|e| chain(&e)), seen.at);
-        gates::ask(&situation, &wanted.scope, &wanted.purpose)
+        gates::ask_about(&situation, &wanted.scope, &wanted.purpose, wanted.harm())
     };
     (seen, verdict)
 }
@@ -132,12 +155,17 @@ pub async fn strike(core: &Arc<Core>, wanted: Wanted) -> Struck {
         Err(why) => return Struck::CouldNot { why },
     };
     let label = match &wanted.purpose {
+        Purpose::Drawn if wanted.fault.is_some() => latency::VICTIM_LABEL.to_owned(),
         Purpose::Drawn => chaos::VICTIM_LABEL.to_owned(),
         Purpose::Drill { entry } => drill_label(entry),
-        Purpose::Demand { .. } => format!("{}/demand/{id}", chaos::MONKEY),
+        Purpose::Demand { .. } => format!("{}/demand/{id}", wanted.monkey()),
     };
     let day_key = secret.day_key(wanted.day, &wanted.team.policy.team);
-    let Some(strike) = chaos::choose(&eligible, &day_key, &wanted.scope.draw_key, &label) else {
+    let chosen = match &wanted.fault {
+        None => chaos::choose(&eligible, &day_key, &wanted.scope.draw_key, &label),
+        Some((fault, lasts)) => latency::choose(&eligible, (fault, *lasts), &day_key, &wanted.scope.draw_key, &label),
+    };
+    let Some(strike) = chosen else {
         return Struck::CouldNot { why: "nobody was drawn".to_owned() };
     };
     let intent = match intent_of(core, &wanted, &strike, id, seen.at) {
@@ -166,7 +194,7 @@ pub(super) fn drill_label(entry: &str) -> String {
 
 fn intent_of(core: &Core, wanted: &Wanted, strike: &Strike, id: IntentId, now: Timestamp) -> Result<Intent, String> {
     let (team, draw_key) = (wanted.team.policy.team.clone(), wanted.scope.draw_key.clone());
-    let monkey = chaos::MONKEY.to_owned();
+    let monkey = wanted.monkey().to_owned();
     let cause = match (&wanted.purpose, &wanted.demand) {
         (Purpose::Drawn, None) => Cause::Draw { team, draw_key, monkey, day: wanted.day },
         (Purpose::Drill { entry }, None) => Cause::Drill { team, draw_key, monkey: entry.clone(), day: wanted.day },
@@ -210,12 +238,13 @@ async fn record_and_act(core: &Arc<Core>, wanted: &Wanted, seen: &Look, intent: 
         Ok(unleashed) => carry_out(core, &intent, Permit::Unleashed(&unleashed)).await,
         Err(why) => Outcome::refused(why),
     };
-    if outcome.may_have_happened() {
+    let kills = wanted.fault.is_none();
+    if outcome.may_have_happened() && kills {
         core.ended_by_us([strike.victim.clone()]);
     }
     settle(core, &intent, &outcome).await;
     core.struck.notify_one();
-    if outcome.is_done() {
+    if outcome.is_done() && kills {
         cancel_entry(core, &intent).await;
     }
     Struck::Acted { intent: Box::new(intent), zone, outcome }
@@ -238,7 +267,8 @@ async fn intend(
     } else {
         ledger
     };
-    let verdict = gates::ask(&situation(core, wanted, seen, Ok(ledger), now), &wanted.scope, &wanted.purpose);
+    let situation = situation(core, wanted, seen, Ok(ledger), now);
+    let verdict = gates::ask_about(&situation, &wanted.scope, &wanted.purpose, wanted.harm());
     let eligible = match verdict.result {
         Ok(eligible) => eligible,
         Err(spared) => return Ok(Err(spared)),
@@ -255,7 +285,10 @@ async fn intend(
         intent: intent.clone(),
         zone,
         killed_at: now,
-        deadline: now.checked_add(heals_within).unwrap_or(now),
+        deadline: match &wanted.fault {
+            None => now.checked_add(heals_within).unwrap_or(now),
+            Some((fault, lasts)) => faults::deadline(fault, *lasts, now),
+        },
     };
     tx.set_mark(MARK_HEALING, intent.id.as_str(), body(&healing)).await?;
     tx.commit().await?;
@@ -284,6 +317,9 @@ pub async fn insert(tx: &mut Tx, intent: &Intent, zone: Option<ZoneName>) -> Res
 
 /// Performs a recorded intent and, while nobody can say what became of it, asks. Never performs twice.
 pub async fn carry_out(core: &Core, intent: &Intent, permit: Permit<'_>) -> Outcome {
+    if intent.step.is_for_agent() {
+        return faults::put_up(core, intent, permit).await;
+    }
     let mut outcome = chaos::apply(&*core.world, intent, permit, core.now()).await;
     for _ in 0..RESOLVE_TRIES {
         if !matches!(outcome, Outcome::Unknown { .. }) {

@@ -16,10 +16,11 @@ use super::act::{self, Struck, Wanted};
 use super::core::Core;
 use super::look::{Look, look};
 use super::policy_store::TeamPolicy;
-use super::{halt, ledger_seen, pushes};
+use super::{halt, latency, ledger_seen, pushes};
 use crate::api::types::{
-    Actor, AdoptedMark, ApiError, ControlPlane, DeployAnswer, DeployRequest, ErrorKind, ExplainView, GateView,
-    ImageView, InstanceView, KillAnswer, KillRequest, LiveView, PolicyView, PushView, RollbackAnswer, RollbackRequest,
+    Actor, AdoptedMark, AgentView, ApiError, ControlPlane, DeployAnswer, DeployRequest, ErrorKind, ExplainView,
+    GateView, ImageView, InstanceView, KillAnswer, KillRequest, LatencyRequest, LiveView, PolicyView, PushView,
+    RollbackAnswer, RollbackRequest,
 };
 use crate::records::{MARK_ADOPTED, MARK_UNHEALED, Record};
 use crate::supervisor::UpInfo;
@@ -41,14 +42,14 @@ pub(super) fn could_not_ask(e: &(dyn std::error::Error + 'static)) -> ApiError {
 }
 
 /// One scope that a word on the command line may mean.
-struct Found {
-    team: Arc<TeamPolicy>,
-    scope: Scope,
-    instance: Option<InstanceId>,
+pub(super) struct Found {
+    pub(super) team: Arc<TeamPolicy>,
+    pub(super) scope: Scope,
+    pub(super) instance: Option<InstanceId>,
 }
 
 /// The scopes that `target` names: a cluster, an instance, or a draw key.
-fn find(core: &Core, seen: &Look, target: &str) -> Result<Vec<Found>, ApiError> {
+pub(super) fn find(core: &Core, seen: &Look, target: &str) -> Result<Vec<Found>, ApiError> {
     let mut clusters: Vec<(&Inventory, ClusterName, Option<InstanceId>)> = Vec::new();
     for inventory in seen.inventories() {
         let by_instance =
@@ -131,21 +132,28 @@ impl Control {
         newest
     }
 
-    fn wanted(&self, found: &Found, purpose: Purpose, demand: Option<(String, String)>) -> Wanted {
+    pub(super) fn wanted(&self, found: &Found, purpose: Purpose, demand: Option<(String, String)>) -> Wanted {
         Wanted {
             team: Arc::clone(&found.team),
             scope: found.scope.clone(),
             purpose,
             day: day_of(&found.team, self.0.calendar_now()),
             demand,
+            fault: None,
         }
     }
 
-    async fn note_spared(&self, found: &Found, spared: &troop_policies::spared::Spared, who: &str) {
+    pub(super) async fn note_spared(
+        &self,
+        found: &Found,
+        monkey: &str,
+        spared: &troop_policies::spared::Spared,
+        who: &str,
+    ) {
         let record = Record::SparedAtAct {
             team: found.team.policy.team.clone(),
             draw_key: found.scope.draw_key.clone(),
-            monkey: troop_monkeys::chaos::MONKEY.to_owned(),
+            monkey: monkey.to_owned(),
             day: day_of(&found.team, self.0.calendar_now()),
             gate: spared.gate(),
             why: spared.to_string(),
@@ -253,7 +261,7 @@ impl ControlPlane for Control {
         }
         match act::strike(&self.0, wanted).await {
             Struck::Spared(spared) => {
-                self.note_spared(&found, &spared, &actor.name).await;
+                self.note_spared(&found, troop_monkeys::chaos::MONKEY, &spared, &actor.name).await;
                 Err(refused(&spared))
             }
             Struck::CouldNot { why } => {
@@ -282,6 +290,14 @@ impl ControlPlane for Control {
                 })
             }
         }
+    }
+
+    async fn latency(&self, request: LatencyRequest, actor: Actor) -> Result<KillAnswer, ApiError> {
+        latency::demand(self, request, actor).await
+    }
+
+    async fn agents(&self) -> Result<Vec<AgentView>, ApiError> {
+        Ok(latency::agents(self))
     }
 
     async fn deploy(&self, request: DeployRequest, actor: Actor) -> Result<DeployAnswer, ApiError> {
@@ -442,7 +458,7 @@ impl ControlPlane for Control {
     }
 }
 
-fn refused(spared: &troop_policies::spared::Spared) -> ApiError {
+pub(super) fn refused(spared: &troop_policies::spared::Spared) -> ApiError {
     error(
         ErrorKind::Refused,
         format!("spared ({}): {spared}", spared.gate().name()),

@@ -19,6 +19,7 @@ use troop_policies::{InstanceId, IntentId, RegionName};
 use super::holds::Holds;
 use super::host::{Host, Process};
 use super::policy_store::Policies;
+use crate::agents::Agents;
 use crate::clock::{Calendar, JumpWatch};
 use crate::outside::Dial;
 use crate::records::{RECORD_VERSION, Record};
@@ -31,6 +32,7 @@ pub struct Core {
     pub policies_dir: PathBuf,
     pub ledger: Ledger,
     pub world: Arc<dyn World>,
+    pub agents: Arc<dyn Agents>,
     pub host: Arc<dyn Host>,
     pub calendar: Calendar,
     /// Absent, with the reason, when it differs from the ledger's fingerprint: then nothing is planned or done.
@@ -63,6 +65,7 @@ pub struct Parts {
     pub policies_dir: PathBuf,
     pub ledger: Ledger,
     pub world: Arc<dyn World>,
+    pub agents: Arc<dyn Agents>,
     pub calendar: Calendar,
     pub secret: Result<SiteSecret, String>,
 }
@@ -85,6 +88,7 @@ impl Core {
             policies_dir: parts.policies_dir,
             ledger: parts.ledger,
             world: parts.world,
+            agents: parts.agents,
             host,
             calendar: parts.calendar,
             secret: parts.secret,

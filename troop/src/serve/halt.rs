@@ -47,6 +47,7 @@ pub async fn watch(core: Arc<Core>) {
         let halted = core.is_halted();
         if was_halted != Some(halted) {
             tracing::info!(halted, "halt state");
+            core.agents.set_halted(halted);
             follow(&core).await;
             was_halted = Some(halted);
         }

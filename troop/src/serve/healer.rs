@@ -9,6 +9,7 @@ use troop_policies::situation::UnhealedMark;
 use troop_policies::step::Step;
 
 use super::core::{Core, body, event};
+use super::faults::Follower;
 use super::look::Look;
 use crate::records::{HealingBody, MARK_HEALING, MARK_UNHEALED, Record, intent_key};
 use crate::world::chain;
@@ -17,7 +18,7 @@ use crate::world::chain;
 const LATE_LOOKS_FOR: SignedDuration = SignedDuration::from_secs(15);
 
 /// Judges every watched kill by one look. Called several times a second while there are any. Returns whether there are.
-pub async fn tick(core: &Arc<Core>, seen: &Look) -> bool {
+pub async fn tick(core: &Arc<Core>, faults: &mut Follower, seen: &Look) -> bool {
     let watched = match core.ledger.marks(MARK_HEALING).await {
         Ok(marks) => marks,
         Err(e) => {
@@ -31,7 +32,16 @@ pub async fn tick(core: &Arc<Core>, seen: &Look) -> bool {
             core.trouble("healing", Some(format!("the mark of intent {} cannot be read; it stays", mark.key)));
             continue;
         };
-        if let Err(e) = look_after(core, &kill, seen).await {
+        // Until the act itself is settled there is nothing to heal; an intent left open is the resolver's.
+        if core.is_in_hand(&kill.intent.id) {
+            continue;
+        }
+        let looked_after = if kill.intent.step.is_for_agent() {
+            faults.look_after(core, &kill, seen).await
+        } else {
+            look_after(core, &kill, seen).await
+        };
+        if let Err(e) = looked_after {
             core.trouble("ledger", Some(chain(&e)));
         }
     }
@@ -40,10 +50,6 @@ pub async fn tick(core: &Arc<Core>, seen: &Look) -> bool {
 
 async fn look_after(core: &Core, kill: &HealingBody, seen: &Look) -> Result<(), LedgerError> {
     let Step::Terminate { group, instance, .. } = &kill.intent.step else { return Ok(()) };
-    // Until the act itself is settled there is nothing to heal; an intent left open is the resolver's.
-    if core.is_in_hand(&kill.intent.id) {
-        return Ok(());
-    }
     // A registry that has just begun lists only some of what runs: nothing is judged by it, also not late.
     if matches!(&seen.registry, Ok(view) if view.warming) {
         return Ok(());

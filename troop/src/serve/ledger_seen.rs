@@ -10,8 +10,7 @@ use troop_ledger::{EventId, IntentFilter, IntentRow, LedgerError, Tx};
 use troop_policies::intent::Cause;
 use troop_policies::inventory::{Inventory, TAG_MARK};
 use troop_policies::situation::{LastKill, LedgerSeen, MarkSeen, OpenAct, ScopeHistory, UnhealedMark};
-use troop_policies::step::Step;
-use troop_policies::{ClusterName, GroupName};
+use troop_policies::{ClusterName, GroupName, InstanceId};
 
 use super::policy_store::TeamPolicy;
 use crate::records::{HealingBody, IntentBody, MARK_ADOPTED, MARK_HEALING, MARK_UNHEALED};
@@ -28,6 +27,25 @@ pub struct About<'a> {
     pub calendar_now: Timestamp,
     /// The day a draw belongs to; for a demand the civil date of now.
     pub day: Date,
+    /// Which acts the history and the caps a day are about: each monkey has its own.
+    pub acts: Acts,
+}
+
+/// See [`About::acts`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Acts {
+    Kills,
+    Faults,
+}
+
+impl Acts {
+    /// The kind of their intents' steps.
+    fn kind(self) -> &'static str {
+        match self {
+            Self::Kills => "terminate",
+            Self::Faults => "fault",
+        }
+    }
 }
 
 /// Reads everything the gates ask of the ledger.
@@ -44,7 +62,7 @@ pub async fn read(
     let locks = locks(tx).await?;
     let unhealed = open_acts(tx).await?;
     let history = history(tx, about).await?;
-    let today = kills_since(tx, about.day, zone).await?;
+    let today = acts_since(tx, about, zone).await?;
     let team = about.team.policy.team.as_str();
     let team_kills_today = count(today.iter().filter(|row| row.team.as_deref() == Some(team)).count());
     Ok(LedgerSeen { marks, locks, history, team_kills_today, site_kills_today: count(today.len()), unhealed })
@@ -117,22 +135,15 @@ pub async fn open_acts(tx: &mut Tx) -> Result<Vec<OpenAct>, LedgerError> {
             bodies.insert(mark.key, IntentBody { intent, zone });
         }
     }
-    let acts = bodies.into_values().filter_map(|IntentBody { intent, zone }| match intent.step {
-        Step::Terminate { group, instance, .. } => Some(OpenAct {
+    let acts = bodies.into_values().filter_map(|IntentBody { intent, zone }| {
+        let instance = intent.step.victim()?.clone();
+        Some(OpenAct {
             team: intent.cause.team().cloned(),
             draw_key: intent.cause.draw_key().map(str::to_owned),
-            group,
+            group: intent.step.group().clone(),
             instance,
             zone,
-        }),
-        Step::CreateGroup { .. }
-        | Step::Resize { .. }
-        | Step::Flip { .. }
-        | Step::Enable { .. }
-        | Step::Disable { .. }
-        | Step::Destroy { .. }
-        | Step::OverrideGroup { .. }
-        | Step::CancelEntry { .. } => None,
+        })
     });
     Ok(acts.collect())
 }
@@ -143,9 +154,10 @@ fn counts(row: &IntentRow) -> bool {
     row.outcome.as_deref() != Some("refused") && !(unknown && troop_policies::sabotaged!("unknown_counts"))
 }
 
-async fn kills_since(tx: &mut Tx, day: Date, zone: &TimeZone) -> Result<Vec<IntentRow>, LedgerError> {
-    let start = day.to_zoned_datetime(zone.clone()).map_or(Timestamp::MIN, |z| z.timestamp());
-    let filter = IntentFilter { kind: Some("terminate".to_owned()), since: Some(start), ..IntentFilter::default() };
+async fn acts_since(tx: &mut Tx, about: About<'_>, zone: &TimeZone) -> Result<Vec<IntentRow>, LedgerError> {
+    let start = about.day.to_zoned_datetime(zone.clone()).map_or(Timestamp::MIN, |z| z.timestamp());
+    let filter =
+        IntentFilter { kind: Some(about.acts.kind().to_owned()), since: Some(start), ..IntentFilter::default() };
     Ok(tx.intents(&filter).await?.into_iter().filter(counts).collect())
 }
 
@@ -166,7 +178,7 @@ fn kill_day(body: &IntentBody, zone: &TimeZone) -> Date {
 pub async fn history(tx: &mut Tx, about: About<'_>) -> Result<ScopeHistory, LedgerError> {
     let zone = &about.team.policy.time_zone;
     let filter = IntentFilter {
-        kind: Some("terminate".to_owned()),
+        kind: Some(about.acts.kind().to_owned()),
         key: Some(about.draw_key.to_owned()),
         newest_first: true,
         limit: Some(KILLS_LOOKED_THROUGH),
@@ -192,7 +204,7 @@ pub async fn history(tx: &mut Tx, about: About<'_>) -> Result<ScopeHistory, Ledg
             let day = kill_day(&body, zone);
             let still_healing = row.outcome.is_none() || tx.mark(MARK_HEALING, &row.id).await?.is_some();
             let step = &body.intent.step;
-            let what = if let Step::Terminate { instance, .. } = step { instance.as_str() } else { step.kind() };
+            let what = step.victim().map_or(step.kind(), InstanceId::as_str);
             let state = if still_healing { "not healed yet" } else { "healed" };
             last_kill = Some(LastKill {
                 day,

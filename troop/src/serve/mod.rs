@@ -6,11 +6,13 @@
 pub mod act;
 pub mod control;
 pub mod core;
+pub mod faults;
 pub mod halt;
 pub mod healer;
 pub mod holds;
 pub mod host;
 pub mod janitor;
+pub mod latency;
 pub mod ledger_seen;
 pub mod look;
 pub mod planner;
@@ -86,9 +88,10 @@ pub async fn run(core: Arc<Core>, stop: CancellationToken) -> Result<(), RunErro
 async fn watch_world(core: Arc<Core>) {
     let mut planner = planner::Planner::default();
     let mut janitor = janitor::Janitor::default();
+    let mut faults = faults::Follower::default();
     loop {
         let seen = look::look(&core).await;
-        let healing = healer::tick(&core, &seen).await;
+        let healing = healer::tick(&core, &mut faults, &seen).await;
         planner::tick(&core, &mut planner, &seen).await;
         janitor.tick(&core, &seen).await;
         core.trouble("clock", core.clock().err());

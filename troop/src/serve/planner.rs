@@ -180,7 +180,8 @@ async fn remember(core: &Core, team: &TeamPolicy, day: Date, scopes: &mut [Scope
     }
     let mut tx = core.ledger.begin().await?;
     for scope in scopes {
-        let about = About { team, draw_key: &scope.draw_key, calendar_now: core.calendar_now(), day };
+        let about =
+            About { team, draw_key: &scope.draw_key, calendar_now: core.calendar_now(), day, acts: Acts::Kills };
         let known = ledger_seen::history(&mut tx, about).await?;
         // A kill of this very day came after the plan, or would have: it does not unmake what was drawn.
         scope.last_kill_day = known.last_kill.map(|kill| kill.day);
@@ -215,6 +216,7 @@ async fn fire_one(core: &Arc<Core>, team: &Arc<TeamPolicy>, entry: &PlanEntry) {
         },
         day: entry.day,
         demand: None,
+        fault: None,
     };
     let is_drill = wanted.purpose != Purpose::Drawn;
     if is_drill && !drills::stands(&team.policy, entry) {

@@ -10,6 +10,7 @@ use troop_policies::leash::UNLEASHED_MAX_AGE_MS;
 
 use super::act;
 use super::core::Core;
+use super::faults;
 use crate::records::IntentBody;
 use crate::world::chain;
 
@@ -56,7 +57,9 @@ async fn resolve(core: &Arc<Core>, row: IntentRow) {
     if core.is_in_hand(&intent.id) || matches!(intent.cause, troop_policies::intent::Cause::Push { .. }) {
         return;
     }
-    match core.world.resolve(&intent).await {
+    let resolved =
+        if intent.step.is_for_agent() { Ok(faults::resolve(core, &intent)) } else { core.world.resolve(&intent).await };
+    match resolved {
         // Known to be unknown already: nothing new to write.
         Ok(Outcome::Unknown { .. }) if row.outcome.is_some() => {}
         Ok(outcome) => {

@@ -256,6 +256,7 @@ fn spec(options: &UpOptions) -> SandboxSpec {
         boot_delay: options.boot_delay,
         grace: options.grace,
         registry_port: roles::REGISTRY_PORT,
+        agents: true,
     }
 }
 

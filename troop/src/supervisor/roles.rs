@@ -18,6 +18,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
+use troop_cloud::local::agents;
 use troop_cloud::local::balancer::{self, BalancerError};
 use troop_cloud::local::client::LocalCloud;
 use troop_cloud::local::role::{Inherited, begin_role};
@@ -26,6 +27,8 @@ use troop_policies::draw::SiteSecret;
 use troop_registry::client::RegistryClient;
 use troop_registry::server::RegistryError;
 
+use crate::agents::token::AgentsSecret;
+use crate::agents::{Agents, Hub, serve_unix};
 use crate::api::peer::serve_passed;
 use crate::api::router::{router, unavailable};
 use crate::clock::{self, Calendar, CalendarFile};
@@ -226,8 +229,9 @@ fn more_descriptors() {
 
 async fn serve(flags: Flags, connections: OwnedFd, stop: CancellationToken) -> Result<(), RoleError> {
     let io = |source| RoleError::Io { what: "serve the connections that are passed on", source };
+    let hub = Arc::new(Hub::default());
     let core = loop {
-        let why = match core(&flags).await {
+        let why = match core(&flags, Arc::clone(&hub) as Arc<dyn Agents>).await {
             Ok(core) => break core,
             Err(why) => why,
         };
@@ -247,6 +251,7 @@ async fn serve(flags: Flags, connections: OwnedFd, stop: CancellationToken) -> R
     let _follower = flags.path("--calendar").map(follow);
     tracing::info!(pid = std::process::id(), site = core.site.name, "the control plane serves");
     let api = router(Arc::new(Control(Arc::clone(&core))));
+    let _received = AbortOnDropHandle::new(tokio::spawn(receive_agents(core.state.clone(), hub, stop.clone())));
     // Whichever ends by itself takes the other along: half a control plane is none.
     let (served, ran) = tokio::join!(
         async {
@@ -268,11 +273,25 @@ async fn serve(flags: Flags, connections: OwnedFd, stop: CancellationToken) -> R
     Ok(ran?)
 }
 
+/// Receives the agents of the embedded cloud. Without them everything goes on but the latency monkey, which spares for want
+/// of an agent.
+async fn receive_agents(state: StateDir, hub: Arc<Hub>, stop: CancellationToken) {
+    let why = match AgentsSecret::read(&agents::secret_file(state.path())) {
+        Ok(secret) => match serve_unix(&agents::socket(state.path()), secret, hub, stop).await {
+            Ok(()) => return,
+            Err(why) => chain(&why),
+        },
+        // Where instances are plain processes there are no agents, and no secret of theirs.
+        Err(why) => why.to_string(),
+    };
+    tracing::info!(why, "no agents are received");
+}
+
 /// Makes what the control plane works with.
 ///
 /// # Errors
 /// Why it cannot be made, as a person is told.
-async fn core(flags: &Flags) -> Result<Arc<Core>, String> {
+async fn core(flags: &Flags, agents: Arc<dyn Agents>) -> Result<Arc<Core>, String> {
     let state = flags.state().map_err(|e| chain(&e))?;
     let policies_dir = PathBuf::from(flags.needed("--policies").map_err(|e| chain(&e))?);
     let site = site::read(flags.path("--site").as_deref()).map_err(|e| chain(&e))?;
@@ -300,7 +319,7 @@ async fn core(flags: &Flags) -> Result<Arc<Core>, String> {
     let registry = RegistryClient::new(format!("http://{registry}")).map_err(|e| chain(&e))?;
     let world = Arc::new(Joined { cloud: Arc::new(LocalCloud::new(state.path())), registry });
     let dial = Dial::Through(state.outside_socket());
-    Ok(Core::new(Parts { state, site: site.site, policies_dir, ledger, world, calendar, secret }, dial))
+    Ok(Core::new(Parts { state, site: site.site, policies_dir, ledger, world, agents, calendar, secret }, dial))
 }
 
 /// The site's secret, if it is the one that the ledger was begun with. One is made at the first start only.

@@ -5,7 +5,7 @@ use troop_deploy::push::{Phase, Push};
 use troop_ledger::PushRow;
 
 use super::time;
-use crate::api::types::{DeployAnswer, ImageView, InstanceView, KillAnswer, PushView, RollbackAnswer};
+use crate::api::types::{AgentView, DeployAnswer, ImageView, InstanceView, KillAnswer, PushView, RollbackAnswer};
 use crate::ui;
 
 fn or_dash(text: Option<&str>) -> String {
@@ -114,6 +114,42 @@ pub fn kill(answer: &KillAnswer) -> String {
     let victim = answer.victim.as_ref().map_or_else(|| "nobody".to_owned(), ToString::to_string);
     let intent = answer.intent.as_deref().map(|id| format!(" (intent {id})")).unwrap_or_default();
     format!("{victim}{of}{zone}: {}: {}{intent}", answer.outcome, answer.detail)
+}
+
+/// What a fault came to.
+pub fn latency(answer: &KillAnswer) -> String {
+    let of = answer.group.as_ref().map(|g| format!(" of {g}")).unwrap_or_default();
+    if answer.outcome == "planned" {
+        let ids: Vec<_> = answer.eligible.iter().map(ToString::to_string).collect();
+        let mut lines =
+            vec![format!("{}: would delay one of {} eligible: {}", answer.draw_key, ids.len(), ids.join(" "))];
+        if let Some(victim) = &answer.victim {
+            lines = vec![format!("{}: would delay {victim}{of}", answer.draw_key)];
+        }
+        lines.extend(steps(&answer.steps));
+        lines.push(answer.detail.clone());
+        return lines.join("\n");
+    }
+    let intent = answer.intent.as_deref().map(|id| format!(" (intent {id})")).unwrap_or_default();
+    format!("{}: {}: {}{intent}", answer.steps.join("; "), answer.outcome, answer.detail)
+}
+
+pub fn agents(views: &[AgentView], now: Timestamp) -> String {
+    let header = ["INSTANCE", "CONNECTED", "PLANES", "ALLOWS", "FAULTS", "KERNEL", "RELEASE"];
+    let row = |agent: &AgentView| {
+        let planes =
+            if agent.planes.is_empty() { format!("none: {}", agent.lacks.join("; ")) } else { agent.planes.join(", ") };
+        vec![
+            agent.instance.clone(),
+            agent.since.map_or_else(|| "no".to_owned(), |since| format!("for {}", time::since(since, now))),
+            planes,
+            agent.allows.clone(),
+            if agent.live.is_empty() { "-".to_owned() } else { agent.live.join(" ") },
+            agent.kernel.clone(),
+            agent.release.clone(),
+        ]
+    };
+    ui::table(&header, &views.iter().map(row).collect::<Vec<_>>())
 }
 
 pub fn deploy(answer: &DeployAnswer) -> String {

@@ -18,6 +18,7 @@ use troop_policies::registry_view::{Entry, RegistryView, Status};
 use troop_policies::step::{Size, Step};
 use troop_policies::{AccountName, ClusterName, GroupName, ImageId, InstanceId, IntentId, RegionName, ZoneName};
 
+use crate::agents::NoAgents;
 use crate::clock::{self, Calendar};
 use crate::outside::Dial;
 use crate::serve::core::{Core, Parts};
@@ -343,6 +344,7 @@ impl Home {
                 site: Site::embedded_default(),
                 ledger,
                 world: Arc::clone(world) as Arc<dyn World>,
+                agents: Arc::new(NoAgents),
                 calendar,
                 secret: Ok(SiteSecret::from_bytes([7; 32])),
             },

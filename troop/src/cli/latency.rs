@@ -1,0 +1,228 @@
+//! `troop latency`: a fault on the network of one instance, on demand, followed until it is gone. And `troop agents`.
+
+use std::time::Duration;
+
+use clap::Args;
+use jiff::Timestamp;
+use troop_ledger::{EventFilter, Ledger, LedgerError};
+use troop_policies::InstanceId;
+use troop_policies::fault::{ChanceSpec, FaultSpec, Peer, PortSpan};
+
+use super::args::{self, Output};
+use super::context::{self, Context};
+use super::progress::Progress;
+use super::status;
+use crate::api::types::{AgentView, KillAnswer, LatencyRequest};
+use crate::client::ACT_WITHIN;
+use crate::clock;
+use crate::exit::{CliError, Code};
+use crate::records::Record;
+use crate::state::StateDir;
+use crate::ui;
+use crate::views::running;
+
+/// How often the ledger is asked whether it is over.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// Delay the packets of one instance for a while, and watch them recover
+///
+/// Passes every gate that a drawn act passes, but the odds, the minimum of workdays and one a day; and it must be on the
+/// menu of the app's [apps.NAME.latency]. Exit 0 when it was measured to be there and to be gone, 3 when a gate or the host
+/// refuses, 5 when it did not heal, 6 when nobody can say.
+#[derive(Debug, Args)]
+pub(super) struct LatencyArgs {
+    /// A cluster, an instance id or a draw key
+    target: String,
+    /// This instance, instead of one drawn from the eligible
+    #[arg(long, value_name = "ID")]
+    instance: Option<InstanceId>,
+    /// How long each packet is held
+    #[arg(long, value_name = "TIME", value_parser = args::span, default_value = "0ms")]
+    delay: Duration,
+    /// By how much that varies
+    #[arg(long, value_name = "TIME", value_parser = args::span, default_value = "0ms")]
+    jitter: Duration,
+    /// How many packets are lost
+    #[arg(long, value_name = "PERCENT", value_parser = args::percent)]
+    loss: Option<u32>,
+    /// Whose packets: app:NAME; the policy's menu says which
+    #[arg(long, value_name = "PEER", required = true)]
+    to: Vec<Peer>,
+    /// Only packets to this port of theirs
+    #[arg(long, value_name = "PORT")]
+    port: Vec<u16>,
+    /// How many of the flows
+    #[arg(long, value_name = "PERCENT", value_parser = args::percent)]
+    percent: Option<u32>,
+    /// How long it takes to grow to all of that
+    #[arg(long, value_name = "TIME", value_parser = args::span, default_value = "0ms")]
+    ramp: Duration,
+    /// How long it lasts
+    #[arg(long = "for", value_name = "TIME", value_parser = args::span, default_value = "60s")]
+    lasts: Duration,
+    /// Why, for the ledger and for the team
+    #[arg(long, value_name = "WORDS", value_parser = args::reason, required_unless_present = "plan", help_heading = "Safety")]
+    reason: Option<String>,
+    /// Also outside the policy's window; it is recorded
+    #[arg(long, help_heading = "Safety")]
+    outside_window: bool,
+    /// Only say what would be done
+    #[arg(long, help_heading = "Safety")]
+    plan: bool,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// List the agents on the hosts: what they can do, and what they do
+#[derive(Debug, Args)]
+pub(super) struct AgentsArgs {
+    #[command(flatten)]
+    output: Output,
+}
+
+pub(super) async fn agents(cx: &Context, args: &AgentsArgs) -> Result<Code, CliError> {
+    let state = cx.state()?;
+    let views: Vec<AgentView> = context::client(&state).get("agents").await?;
+    if args.output.is_json() {
+        views.iter().for_each(ui::json);
+    } else if views.is_empty() {
+        ui::note(
+            "no agent has ever been connected; the embedded cloud has one beside each instance, where there are namespaces",
+        );
+    } else {
+        ui::line(&running::agents(&views, clock::real_now()));
+    }
+    Ok(Code::Ok)
+}
+
+pub(super) async fn run(cx: &Context, args: LatencyArgs) -> Result<Code, CliError> {
+    let state = cx.state()?;
+    let output = args.output;
+    let request = LatencyRequest {
+        target: args.target.clone(),
+        instance: args.instance.clone(),
+        fault: fault(&args),
+        lasts: args.lasts,
+        reason: args.reason.unwrap_or_else(|| "planned only".to_owned()),
+        outside_window: args.outside_window,
+        plan: args.plan,
+    };
+    let answer: KillAnswer = context::client(&state).post("latency", &request, ACT_WITHIN).await?;
+    if output.is_json() {
+        ui::json(&answer);
+    } else {
+        ui::line(&running::latency(&answer));
+    }
+    match answer.outcome.as_str() {
+        "planned" => Ok(Code::Ok),
+        "done" => watch(&state, &answer, output).await,
+        "refused" => {
+            Err(CliError::new(Code::Refused, answer.detail.clone()).hint("`troop agents` shows what each host can do"))
+        }
+        _ => Err(CliError::new(Code::LeftBehind, "nobody can say whether it is there; its lease lapses by itself")
+            .hint("`troop status` shows it until it is known to be gone")),
+    }
+}
+
+fn fault(args: &LatencyArgs) -> FaultSpec {
+    let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    let ppm = |percent: u32| percent.saturating_mul(10_000);
+    let mut fault = FaultSpec::delay(args.delay, args.to.clone());
+    if args.delay.is_zero() && args.jitter.is_zero() {
+        fault.delay = None;
+    } else if let Some(delay) = &mut fault.delay {
+        delay.jitter_us = micros(args.jitter);
+    }
+    FaultSpec {
+        loss: args.loss.map(|percent| ChanceSpec { ppm: ppm(percent), correlation_ppm: 0 }),
+        remote_ports: args.port.iter().map(|port| PortSpan { first: *port, last: *port }).collect(),
+        flows_ppm: args.percent.map(ppm),
+        ramp_us: micros(args.ramp),
+        ..fault
+    }
+}
+
+/// How it ended.
+#[derive(Debug, Clone, PartialEq)]
+enum End {
+    Gone(String),
+    NotHealed(String),
+}
+
+async fn watch(state: &StateDir, answer: &KillAnswer, output: Output) -> Result<Code, CliError> {
+    let mut progress = Progress::new();
+    let left = "it ends, or lapses, without this command: `troop status` and `troop history` tell";
+    let watched = tokio::select! {
+        watched = until_known(state, answer, &mut progress) => watched,
+        _ = tokio::signal::ctrl_c() => {
+            return Err(CliError::new(Code::LeftBehind, "no longer watched").hint(left));
+        }
+    };
+    drop(progress);
+    let (line, code) = match watched {
+        Ok(Some(End::Gone(how))) => (how, Code::Ok),
+        Ok(Some(End::NotHealed(why))) => (format!("not healed: {why}"), Code::CheckFalse),
+        Ok(None) => {
+            let what = "its time is over, and the ledger does not say that it is gone";
+            return Err(CliError::new(Code::LeftBehind, what).hint("`troop agents` shows what the host still has"));
+        }
+        Err(e) => {
+            let what = format!("whether it is gone cannot be read: {}", crate::world::chain(&e));
+            return Err(CliError::new(Code::LeftBehind, what).hint(left));
+        }
+    };
+    if output.is_json() {
+        ui::json(&serde_json::json!({ "schema": 1, "intent": answer.intent, "gone": code == Code::Ok, "text": line }));
+    } else {
+        ui::line(&line);
+    }
+    Ok(code)
+}
+
+async fn until_known(
+    state: &StateDir,
+    answer: &KillAnswer,
+    progress: &mut Progress,
+) -> Result<Option<End>, LedgerError> {
+    let intent = answer.intent.as_deref().unwrap_or_default();
+    let ledger = Ledger::open_read_only(&state.ledger()).await?;
+    let limit = status::heals_until(&ledger, intent).await?;
+    let give_up = limit.unwrap_or_else(clock::real_now).checked_add(jiff::SignedDuration::from_secs(15));
+    let give_up = give_up.unwrap_or(Timestamp::MAX);
+    loop {
+        if let Some(known) = ended(&ledger, &answer.draw_key, intent).await? {
+            return Ok(Some(known));
+        }
+        if clock::real_now() > give_up {
+            return Ok(None);
+        }
+        progress.waiting(&format!("until it is gone; {}", answer.detail));
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+async fn ended(ledger: &Ledger, draw_key: &str, id: &str) -> Result<Option<End>, LedgerError> {
+    let filter = EventFilter {
+        kinds: vec!["fault_ended".to_owned(), "not_healed".to_owned()],
+        key: Some(draw_key.to_owned()),
+        newest_first: true,
+        limit: Some(20),
+        ..EventFilter::default()
+    };
+    let events = ledger.events(&filter).await?;
+    let records = events.into_iter().filter_map(|e| serde_json::from_value::<Record>(e.body).ok());
+    let known = |record| {
+        if let Record::FaultEnded { intent, how, .. } = &record
+            && intent.as_str() == id
+        {
+            return Some(End::Gone(how.clone()));
+        }
+        if let Record::NotHealed { intent, why, .. } = record
+            && intent.as_str() == id
+        {
+            return Some(End::NotHealed(why));
+        }
+        None
+    };
+    Ok(records.into_iter().find_map(known))
+}
