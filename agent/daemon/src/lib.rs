@@ -6,5 +6,7 @@
 //! **Invariant:** `unsafe` is in [`sys`] only, the clock is read in the agent's loop only.
 
 pub mod netlink;
+pub mod packet;
 pub mod plane;
+mod sys;
 pub mod undo;
