@@ -14,6 +14,8 @@ pub mod guardian;
 pub mod keep;
 mod measure;
 pub mod netlink;
+pub mod packet;
 pub mod plane;
 pub mod planes;
+mod sys;
 pub mod undo;

@@ -3,8 +3,10 @@
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
 
+use crate::agent::in_full;
 use crate::config::HostPolicy;
 use crate::netlink::{Netlink, NetlinkError};
+use crate::plane::forward::ForwardPlane;
 use crate::plane::{By, Device, Plane};
 
 /// What was found by trying.
@@ -37,7 +39,8 @@ pub fn available(policy: &HostPolicy) -> Available {
 }
 
 fn every() -> Vec<Result<Box<dyn Plane>, String>> {
-    Vec::new()
+    let forward = ForwardPlane::open().map(|plane| Box::new(plane) as Box<dyn Plane>);
+    vec![forward.map_err(|e| format!("plane forward: {}", in_full(&e)))]
 }
 
 /// The devices that faults are put on: those that the policy names, else every Ethernet device that is up.
@@ -55,7 +58,7 @@ pub fn devices(policy: &HostPolicy) -> Result<Vec<Device>, NetlinkError> {
         let up = link.header.flags.contains(LinkFlags::Up);
         // A bridge's or a bond's member carries what its master has sent already.
         let member = link.attributes.iter().any(|a| matches!(a, LinkAttribute::Controller(_)));
-        let ours = name.starts_with(OWN_PREFIX);
+        let ours = is_ours(name);
         let wanted =
             if policy.devices.is_empty() { ethernet && up && !member && !ours } else { policy.devices.contains(name) };
         if wanted {
@@ -66,5 +69,22 @@ pub fn devices(policy: &HostPolicy) -> Result<Vec<Device>, NetlinkError> {
     Ok(devices)
 }
 
-/// How the devices begin that planes make.
-pub const OWN_PREFIX: &str = "tr-";
+/// Whether a device is one that a plane has made: `tr`, eight hexadecimal digits, a number and an end.
+fn is_ours(name: &str) -> bool {
+    let Some(rest) = name.strip_prefix("tr") else { return false };
+    let (digits, end) = rest.split_at_checked(8).unwrap_or_default();
+    digits.len() == 8 && digits.bytes().all(|b| b.is_ascii_hexdigit()) && end.ends_with(['a', 'b'])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_planes_own_devices_are_told_by_their_names() {
+        assert!(is_ours("tr0123abcd0a") && is_ours("trffffffff12b"));
+        for other in ["tr", "eth0", "trunk0", "tr0123abcd0", "tr0123abcx0a", "trünk0123456a"] {
+            assert!(!is_ours(other), "{other}");
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! The pair of devices of a detour: what goes into one end comes to the forwarder at the other.
+
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
+    LinkMessage,
+};
+use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::attributes::Attributes;
+use crate::netlink::{Netlink, NetlinkError};
+
+/// The most that a veth takes; offloaded frames may be longer anyway.
+const MTU_MAX: u32 = 65_535;
+
+/// What has to be known of a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Known {
+    pub index: u32,
+    pub mtu: u32,
+    pub address: Vec<u8>,
+    pub sent_packets: u64,
+}
+
+/// Reads a device.
+///
+/// # Errors
+/// [`NetlinkError`]: ENODEV when there is none of this name.
+pub(super) fn find(net: &mut Netlink, name: &str) -> Result<Known, NetlinkError> {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    let answers = net.ask(RouteNetlinkMessage::GetLink(message), NLM_F_ACK)?;
+    let found = answers.into_iter().find_map(|answer| {
+        let RouteNetlinkMessage::NewLink(link) = answer else { return None };
+        Some(link)
+    });
+    let link = found.ok_or_else(|| NetlinkError::Answer(format!("nothing about device {name}")))?;
+    let mut known = Known { index: link.header.index, mtu: 1_500, address: Vec::new(), sent_packets: 0 };
+    for attribute in link.attributes {
+        if let LinkAttribute::Mtu(mtu) = attribute {
+            known.mtu = mtu;
+        } else if let LinkAttribute::Address(address) = attribute {
+            known.address = address;
+        } else if let LinkAttribute::Stats64(stats) = attribute {
+            known.sent_packets = stats.tx_packets;
+        }
+    }
+    Ok(known)
+}
+
+/// Makes a pair and sets both ends up, without addresses of any kind. The first end has the hardware address of `like`: packets that
+/// come back by it are then for this host, as they were when they came.
+///
+/// # Errors
+/// [`NetlinkError`]: EEXIST when a name is taken.
+pub(super) fn pair(net: &mut Netlink, [first, second]: [&str; 2], like: &Known) -> Result<[u32; 2], NetlinkError> {
+    let mtu = LinkAttribute::Mtu(like.mtu.min(MTU_MAX));
+    let mut peer = LinkMessage::default();
+    peer.attributes = vec![LinkAttribute::IfName(second.to_owned()), mtu.clone()];
+    let mut message = LinkMessage::default();
+    message.attributes = vec![
+        LinkAttribute::IfName(first.to_owned()),
+        mtu,
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+        ]),
+    ];
+    if like.address.len() == 6 {
+        message.attributes.push(LinkAttribute::Address(like.address.clone()));
+    }
+    net.change(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)?;
+    let indexes = [find(net, first)?.index, find(net, second)?.index];
+    for index in indexes {
+        let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+        let quiet = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])]);
+        // Where it is refused there is no IPv6, and nothing to keep quiet.
+        drop(net.change(set(index, Some(quiet), false), 0));
+        net.change(set(index, None, true), 0)?;
+    }
+    Ok(indexes)
+}
+
+fn set(index: u32, attribute: Option<LinkAttribute>, up: bool) -> RouteNetlinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    if up {
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+    }
+    message.attributes.extend(attribute);
+    RouteNetlinkMessage::SetLink(message)
+}
+
+/// Lets all that comes in at `from` come in at `to` instead: clsact, and a u32 filter without a condition (linux/pkt_cls.h,
+/// linux/tc_act/tc_mirred.h). Both are gone with the device `from`.
+///
+/// # Errors
+/// [`NetlinkError`]: ENOENT where the kernel has no clsact, no u32 or no mirred.
+pub(super) fn lead_in(net: &mut Netlink, from: u32, to: u32) -> Result<(), NetlinkError> {
+    const TCA_OPTIONS: u16 = 2;
+    const ETH_P_ALL: u16 = 3;
+    let new = NLM_F_CREATE | NLM_F_EXCL;
+    let mut qdisc = at(from, TcHandle::CLSACT);
+    qdisc.header.handle = TcHandle { major: 0xffff, minor: 0 };
+    qdisc.attributes.push(TcAttribute::Kind("clsact".to_owned()));
+    net.change(RouteNetlinkMessage::NewQueueDiscipline(qdisc), new)?;
+
+    let mut filter = at(from, TcHandle { major: 0xffff, minor: TcHandle::MIN_INGRESS });
+    filter.header.info = 1 << 16 | u32::from(ETH_P_ALL.to_be());
+    filter.attributes.push(TcAttribute::Kind("u32".to_owned()));
+    let options = netlink_packet_core::DefaultNla::new(TCA_OPTIONS, redirect(to).into_bytes());
+    filter.attributes.push(TcAttribute::Other(options));
+    net.change(RouteNetlinkMessage::NewTrafficFilter(filter), new)
+}
+
+/// The options of a u32 filter with one key that everything matches and one action.
+fn redirect(to: u32) -> Attributes {
+    const TCA_U32_SEL: u16 = 5;
+    const TCA_U32_ACT: u16 = 7;
+    const TC_U32_TERMINAL: u8 = 1;
+    const TCA_MIRRED_PARMS: u16 = 2;
+    const TC_ACT_STOLEN: u32 = 4;
+    const TCA_INGRESS_REDIR: u32 = 3;
+    // tc_u32_sel: u8 flags, offshift, nkeys; be16 offmask; u16 off; s16 offoff, hoff; be32 hmask; then tc_u32_key: be32 mask, val; s32 off,
+    // offmask. All zero but the flags and the number of keys.
+    let mut selector = [0; 32];
+    selector[0] = TC_U32_TERMINAL;
+    selector[2] = 1;
+    // tc_mirred: u32 index, capab; s32 action, refcnt, bindcnt, eaction; u32 ifindex.
+    let parameters = [0, 0, TC_ACT_STOLEN, 0, 0, TCA_INGRESS_REDIR, to].map(u32::to_ne_bytes).concat();
+    let action = Attributes::new().text(1, "mirred").nest(2, Attributes::new().bytes(TCA_MIRRED_PARMS, &parameters));
+    Attributes::new().bytes(TCA_U32_SEL, &selector).nest(TCA_U32_ACT, Attributes::new().nest(1, action))
+}
+
+fn at(index: u32, parent: TcHandle) -> TcMessage {
+    // The kernel's own numbers of devices are positive.
+    let mut message = TcMessage::with_index(i32::try_from(index).unwrap_or(i32::MAX));
+    message.header.family = AddressFamily::Unspec;
+    message.header.parent = parent;
+    message
+}

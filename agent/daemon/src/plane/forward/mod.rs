@@ -1,0 +1,310 @@
+//! The plane in user space: packets that a fault concerns take a detour through this process.
+//!
+//! ```text
+//! egress   device ── nft egress: fwd ──> pair ──> rings ─> shaper ─> AF_PACKET, marked ──> device
+//! ingress  device ── nft ingress: fwd ─> pair ──> rings ─> shaper ─> AF_PACKET, marked ──> pair ── clsact: mirred ──> device
+//! ```
+//!
+//! No route, address, TTL or MAC changes, and an offloaded frame of 64 KB stays one. It needs CAP_NET_ADMIN and CAP_NET_RAW over the
+//! network namespace only, so an ordinary user has it within a user namespace.
+//!
+//! **How a fault ends without us.** The filter is an owner table of nf_tables, which the kernel removes with the socket that made it:
+//! killed, the agent holds nothing up from that moment. It looks at an element with a timeout: when nobody renews, packets pass by themselves.
+//! Only the idle pair of devices is left for the guardian. (A filter of tc with mirred stays, and drops all once its target is gone.)
+//!
+//! A packet that a fault has let go carries [`filter::MARK`] and passes the filters of all faults: of two faults for the same packet the
+//! one that was put up first has it.
+
+mod arena;
+mod attributes;
+mod checksum;
+mod engine;
+mod filter;
+mod line;
+mod links;
+mod nft;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::time::Duration;
+
+use troop_agent_core::fault::{Cidr, Fault, OffLimits, Selectors, Target};
+use troop_agent_core::lease::{LeaseId, Ttl};
+use troop_agent_core::shaper::{self, Bound};
+
+use self::engine::Setup;
+use self::filter::Detour;
+use self::line::Line;
+use self::links::Known;
+use self::nft::{Batch, Nft};
+use super::{Backing, By, Device, Order, Plane, PlaneError, Seen};
+use crate::netlink::{Netlink, NetlinkError};
+use crate::packet::Way;
+use crate::sys::{self, Rings, Sender};
+use crate::undo::{Change, Journal, Report};
+
+/// Memory for held packets of one fault: 64 MB are 500 ms of a gigabit per second, and no instance is so small that it misses them.
+const HELD_MAX_BYTES: usize = 64 << 20;
+/// Devices times directions of one fault. Each is a thread and 16 MB of rings.
+const DETOURS_MAX: usize = 8;
+/// Longest wait for packets that left their way just before the fault ended.
+const DRAIN_MAX: Duration = Duration::from_millis(50);
+/// How often it is looked whether they have come.
+const DRAIN_LOOK: Duration = Duration::from_micros(200);
+
+/// See the module.
+#[derive(Debug)]
+pub struct ForwardPlane {
+    /// Before all other sockets: a process that dies closes them in their order, and packets must not be led where nobody reads.
+    nft: Nft,
+    net: Netlink,
+    faults: BTreeMap<LeaseId, Up>,
+}
+
+#[derive(Debug)]
+struct Up {
+    table: String,
+    target: Target,
+    roads: Vec<Road>,
+}
+
+/// A detour that exists.
+#[derive(Debug)]
+struct Road {
+    way: Way,
+    device: String,
+    pair: [String; 2],
+    index: u32,
+    line: Line,
+}
+
+impl ForwardPlane {
+    /// Opens it in the network namespace of this thread, from which all its calls must come.
+    ///
+    /// # Errors
+    /// [`PlaneError::Kernel`].
+    pub fn open() -> Result<Self, PlaneError> {
+        let nft = Nft::open().map_err(kernel("open nf_tables"))?;
+        let net = Netlink::route().map_err(kernel("open rtnetlink"))?;
+        Ok(Self { nft, net, faults: BTreeMap::new() })
+    }
+
+    /// Everything but the filter: nothing is held yet.
+    fn prepare(&mut self, order: &Order, journal: &mut Journal, roads: &mut Vec<Road>) -> Result<(), PlaneError> {
+        let ways = ways(&order.fault);
+        let count = ways.len() * order.devices.len();
+        for device in &order.devices {
+            for way in &ways {
+                let road = self.build(order, device, *way, roads.len(), HELD_MAX_BYTES / count, journal)?;
+                roads.push(road);
+            }
+        }
+        Ok(())
+    }
+
+    fn build(
+        &mut self,
+        order: &Order,
+        device: &Device,
+        way: Way,
+        number: usize,
+        held_bytes_max: usize,
+        journal: &mut Journal,
+    ) -> Result<Road, PlaneError> {
+        let Fault { target, effect, ramp, flows, .. } = &order.fault;
+        let name = |end| format!("tr{:08x}{number}{end}", fingerprint(&order.lease));
+        let pair = [name('a'), name('b')];
+        let like = links::find(&mut self.net, &device.name).map_err(kernel(&format!("find {}", device.name)))?;
+        journal.before(&order.lease, &Change::Link { name: pair[0].clone() })?;
+        let made = links::pair(&mut self.net, [&pair[0], &pair[1]], &like);
+        let [index, end] = made.map_err(kernel(&format!("make the devices {}", pair[0])))?;
+        let out_of = match way {
+            Way::Out => device.index,
+            Way::In => {
+                links::lead_in(&mut self.net, index, device.index).map_err(kernel("lead packets back in"))?;
+                end
+            }
+        };
+        let rings = Rings::open(end).map_err(system("receive packets"))?;
+        let sender = Sender::open(out_of, filter::MARK).map_err(system("send packets"))?;
+        let bound = Bound { packets: usize::MAX, bytes: usize::MAX };
+        let shaper = shaper::Setup { effect: effect.clone(), ramp: *ramp, flows: *flows, bound };
+        let seed = seed().map_err(system("draw a number"))?;
+        let target = target.clone();
+        let setup = Setup { way, target, shaper, seed, held_bytes_max, rings, sender };
+        let line = Line::start(&pair[0], setup).map_err(system("start a thread"))?;
+        Ok(Road { way, device: device.name.clone(), pair, index, line })
+    }
+
+    fn up(&self, lease: &LeaseId) -> Result<&Up, PlaneError> {
+        self.faults.get(lease).ok_or_else(|| PlaneError::Unknown(lease.clone()))
+    }
+
+    fn commit(&mut self, doing: &str, batch: Batch) -> Result<(), PlaneError> {
+        self.nft.commit(batch).map_err(kernel(doing))
+    }
+}
+
+impl Plane for ForwardPlane {
+    fn name(&self) -> &'static str {
+        "forward"
+    }
+
+    fn backing(&self) -> Backing {
+        Backing { on_death: By::Kernel, on_hang: By::Kernel }
+    }
+
+    fn can(&self, _fault: &Fault) -> Result<(), PlaneError> {
+        Ok(())
+    }
+
+    fn apply(&mut self, order: &Order, journal: &mut Journal) -> Result<(), PlaneError> {
+        let cannot = |what: String| Err(PlaneError::Cannot { plane: "forward", what });
+        let count = ways(&order.fault).len() * order.devices.len();
+        if count == 0 || count > DETOURS_MAX {
+            return cannot(format!("{count} devices and directions; 1 to {DETOURS_MAX} it can"));
+        }
+        if self.faults.contains_key(&order.lease) {
+            return cannot(format!("`{}` twice", order.lease));
+        }
+        let mut roads = Vec::new();
+        let table = format!("troop-{:08x}", fingerprint(&order.lease));
+        let done = self.prepare(order, journal, &mut roads).and_then(|()| {
+            let detours: Vec<Detour<'_>> = roads.iter().map(Road::detour).collect();
+            self.commit("put the filter up", filter::put_up(&table, &order.fault.target, &detours, order.ttl.get()))
+        });
+        if let Err(error) = done {
+            drop(roads);
+            // The first error is the one to tell; what could not be undone stays in the journal.
+            drop(journal.undo(&order.lease.to_string(), &mut self.net, &mut Report::default()));
+            return Err(error);
+        }
+        self.faults.insert(order.lease.clone(), Up { table, target: order.fault.target.clone(), roads });
+        Ok(())
+    }
+
+    fn renew(&mut self, lease: &LeaseId, ttl: Ttl, _elapsed: Duration) -> Result<(), PlaneError> {
+        let batch = filter::renewed(&self.up(lease)?.table, ttl.get());
+        self.commit("renew the filter", batch)
+    }
+
+    fn retarget(&mut self, lease: &LeaseId, peers: &[Cidr]) -> Result<(), PlaneError> {
+        let up = self.up(lease)?;
+        let cannot = |what: String| PlaneError::Cannot { plane: "forward", what };
+        if up.target.selectors().peers.is_empty() {
+            return Err(cannot("new peers for a fault that names none".to_owned()));
+        }
+        let target = match peers {
+            [] => None,
+            peers => Some(with_peers(&up.target, peers).map_err(|error| cannot(error.to_string()))?),
+        };
+        let batch = filter::retargeted(&up.table, peers);
+        self.commit("change the filter's peers", batch)?;
+        for road in &self.up(lease)?.roads {
+            road.line.retarget(target.clone());
+        }
+        Ok(())
+    }
+
+    fn heal(&mut self, lease: &LeaseId, journal: &mut Journal) -> Result<(), PlaneError> {
+        let table = self.up(lease)?.table.clone();
+        match self.nft.commit(filter::take_down(&table)) {
+            Ok(()) => {}
+            Err(error) if error.errno() == Some(nix::errno::Errno::ENOENT as i32) => {}
+            Err(error) => return Err(kernel("take the filter down")(error)),
+        }
+        if let Some(up) = self.faults.remove(lease) {
+            up.roads.iter().for_each(|road| road.line.let_go());
+            for road in up.roads {
+                await_rest(&mut self.net, &road);
+            }
+        }
+        let mut report = Report::default();
+        journal.undo(&lease.to_string(), &mut self.net, &mut report)?;
+        match report.failed.pop() {
+            Some((_, change, source)) => Err(kernel(&format!("remove {change}"))(source)),
+            None => Ok(()),
+        }
+    }
+
+    fn seen(&mut self, lease: &LeaseId) -> Result<Seen, PlaneError> {
+        let told = self.up(lease)?.roads.iter().filter_map(|road| road.line.ask());
+        Ok(told.map(|told| told.seen).fold(Seen::default(), together))
+    }
+}
+
+impl Road {
+    fn detour(&self) -> Detour<'_> {
+        Detour { way: self.way, device: &self.device, into: self.index, out_of: &self.pair[1] }
+    }
+}
+
+/// Waits until all that went into the pair has come out of it and left; the filter is gone already.
+fn await_rest(net: &mut Netlink, road: &Road) {
+    let until = sys::now().after(DRAIN_MAX);
+    let mut was_done = false;
+    while sys::now() < until {
+        let (Ok(Known { sent_packets, .. }), Some(told)) = (links::find(net, &road.pair[0]), road.line.ask()) else {
+            return;
+        };
+        let done = told.is_idle && told.came >= sent_packets;
+        // Twice: another processor may have been within the filter when it went.
+        if done && was_done {
+            return;
+        }
+        was_done = done;
+        std::thread::sleep(DRAIN_LOOK);
+    }
+}
+
+fn ways(fault: &Fault) -> Vec<Way> {
+    let egress = fault.direction.has_egress().then_some(Way::Out);
+    let ingress = fault.direction.has_ingress().then_some(Way::In);
+    egress.into_iter().chain(ingress).collect()
+}
+
+/// The same target with other peers.
+fn with_peers(target: &Target, peers: &[Cidr]) -> Result<Target, troop_agent_core::fault::BadTarget> {
+    let channel: Vec<_> = target
+        .off_limits()
+        .iter()
+        .filter_map(|what| match what {
+            OffLimits::Channel(end) => Some(*end),
+            OffLimits::Ssh | OffLimits::LinkLocal => None,
+        })
+        .collect();
+    Target::new(Selectors { peers: peers.to_vec(), ..target.selectors().clone() }, &channel)
+}
+
+fn together(all: Seen, one: Seen) -> Seen {
+    Seen {
+        concerned: all.concerned + one.concerned,
+        lost: all.lost + one.lost,
+        held_packets: all.held_packets + one.held_packets,
+        held_bytes: all.held_bytes + one.held_bytes,
+        held_for: all.held_for.max(one.held_for),
+        full: all.full || one.full,
+    }
+}
+
+/// 32 bits of a lease's name (FNV-1a), for names of devices, which are at most 15 bytes.
+fn fingerprint(lease: &LeaseId) -> u32 {
+    let mix = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+    lease.to_string().bytes().fold(0x811c_9dc5, mix)
+}
+
+fn seed() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+fn kernel(doing: &str) -> impl Fn(NetlinkError) -> PlaneError {
+    let doing = doing.to_owned();
+    move |source| PlaneError::Kernel { doing: doing.clone(), source }
+}
+
+fn system(doing: &str) -> impl Fn(io::Error) -> PlaneError {
+    let doing = doing.to_owned();
+    move |source| PlaneError::System { doing: doing.clone(), source }
+}

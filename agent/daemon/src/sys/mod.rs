@@ -1,0 +1,12 @@
+//! What no crate wraps: sockets of packets, and the memory they share with the kernel.
+//!
+//! **Invariant:** this is the only `unsafe` of the whole workspace. Nothing here knows of faults, and nothing unsafe shows outside.
+#![expect(unsafe_code, reason = "AF_PACKET with its options and rings is wrapped by neither nix nor rustix")]
+
+mod clock;
+mod packet;
+mod ring;
+
+pub(crate) use clock::now;
+pub(crate) use packet::{Sender, Sent, VNET_HEAD_BYTES};
+pub(crate) use ring::{Frame, Rings, Tag};

@@ -1,0 +1,239 @@
+//! Receiving by rings of memory that the kernel fills (Documentation/networking/packet_mmap.rst, version 2).
+//!
+//! A receive buffer would do for root; an ordinary user may have no more than net.core.rmem_max, which is six offloaded frames, and a
+//! ring is not counted there. A slot has one size for all, so there are two rings, for frames small and large, and the
+//! kernel's time says which frame came first.
+
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use nix::libc;
+
+use super::packet::{VNET_HEAD_BYTES, bind, set, socket};
+
+/// The largest frame: 64 KB of IP, the Ethernet header and two tags.
+const FRAME_MAX_BYTES: usize = 65_536 + 14 + 8;
+
+/// One allocation of the kernel. Large frames waste the rest of it: 15 fit.
+const BLOCK_BYTES: usize = 1 << 20;
+/// Holds a frame of an Ethernet with the usual MTU, its heads and some room.
+const SMALL_SLOT_BYTES: usize = 2_048;
+/// A multiple of 16 with room for the heads.
+const LARGE_SLOT_BYTES: usize = 66_048;
+/// 4,096 frames: 8 ms of a million frames per second, in which an idle thread is long awake.
+const SMALL_BLOCKS: usize = 8;
+/// 120 frames: 6 ms of 10 Gbit/s.
+const LARGE_BLOCKS: usize = 8;
+/// Frames up to this length go to the small slots: heads take 82 bytes there (32 + 20 + 16 aligned, and the virtio header).
+const SMALL_FRAME_MAX_BYTES: u32 = 1_900;
+
+/// Offsets in `struct tpacket2_hdr`.
+const LENGTH_AT: usize = 4;
+const CAPTURED_AT: usize = 8;
+const MAC_AT: usize = 12;
+const SECONDS_AT: usize = 16;
+const NANOS_AT: usize = 20;
+const TAG_AT: usize = 24;
+const TAG_KIND_AT: usize = 26;
+
+/// A VLAN tag, as it stands in a frame.
+pub(crate) type Tag = [u8; 4];
+
+/// A frame in a ring. It stays until it is let go.
+#[derive(Debug)]
+pub(crate) struct Frame<'a> {
+    /// The virtio header, and the frame from its MAC addresses on.
+    pub bytes: &'a [u8],
+    pub tag: Option<Tag>,
+    /// It was longer than a slot, or than what any device sends.
+    pub is_cut: bool,
+}
+
+/// Both rings of one device.
+#[derive(Debug)]
+pub(crate) struct Rings {
+    rings: [Ring; 2],
+}
+
+impl Rings {
+    /// Begins to receive all that comes in from a device, but not what this host sends out of it.
+    ///
+    /// # Errors
+    /// Any of the kernel: EPERM without CAP_NET_RAW in the namespace, ENOMEM.
+    pub(crate) fn open(device: u32) -> io::Result<Self> {
+        let small = Ring::open(SMALL_SLOT_BYTES, SMALL_BLOCKS, (0, SMALL_FRAME_MAX_BYTES))?;
+        let large = Ring::open(LARGE_SLOT_BYTES, LARGE_BLOCKS, (SMALL_FRAME_MAX_BYTES + 1, u32::MAX))?;
+        for ring in [&small, &large] {
+            let all = u16::try_from(libc::ETH_P_ALL).map_err(io::Error::other)?;
+            bind(ring.fd.as_fd(), device, all)?;
+        }
+        Ok(Self { rings: [small, large] })
+    }
+
+    /// Hands the frame that came first to `take`, and lets it go. `None` when there is none.
+    pub(crate) fn take<T>(&mut self, take: impl FnOnce(Frame<'_>) -> T) -> Option<T> {
+        // A frame that came before one that is seen here is in its ring already: so what the second look finds is all.
+        let [mut small, large] = [0, 1].map(|at| self.rings[at].time());
+        if large.is_some() && small.is_none() {
+            small = self.rings[0].time();
+        }
+        let first = match (small, large) {
+            (None, None) => return None,
+            (Some(small), Some(large)) => usize::from(large < small),
+            (Some(_), None) => 0,
+            (None, Some(_)) => 1,
+        };
+        Some(self.rings[first].take(take))
+    }
+
+    /// Both to wait for.
+    pub(crate) fn fds(&self) -> [BorrowedFd<'_>; 2] {
+        [self.rings[0].fd.as_fd(), self.rings[1].fd.as_fd()]
+    }
+
+    /// How many frames the kernel has had no room for since the last call.
+    ///
+    /// # Errors
+    /// Any of the kernel.
+    pub(crate) fn dropped(&mut self) -> io::Result<u64> {
+        Ok(u64::from(self.rings[0].dropped()?) + u64::from(self.rings[1].dropped()?))
+    }
+}
+
+#[derive(Debug)]
+struct Ring {
+    fd: OwnedFd,
+    memory: NonNull<u8>,
+    bytes: usize,
+    slot_bytes: usize,
+    slots: usize,
+    next: usize,
+}
+
+// SAFETY: the memory is the ring's own, and no method gives it away beyond a borrow.
+unsafe impl Send for Ring {}
+
+impl Ring {
+    /// `lengths`: those frames only.
+    fn open(slot_bytes: usize, blocks: usize, lengths: (u32, u32)) -> io::Result<Self> {
+        let fd = socket()?;
+        let on = |option, value: i32| set(fd.as_fd(), libc::SOL_PACKET, option, &value);
+        on(libc::PACKET_VERSION, libc::tpacket_versions::TPACKET_V2 as i32)?;
+        on(libc::PACKET_VNET_HDR, 1)?;
+        on(libc::PACKET_IGNORE_OUTGOING, 1)?;
+        only(fd.as_fd(), lengths)?;
+        let per_block = BLOCK_BYTES / slot_bytes;
+        let slots = per_block * blocks;
+        let count = |number: usize| u32::try_from(number).map_err(io::Error::other);
+        let request = libc::tpacket_req {
+            tp_block_size: count(BLOCK_BYTES)?,
+            tp_block_nr: count(blocks)?,
+            tp_frame_size: count(slot_bytes)?,
+            tp_frame_nr: count(slots)?,
+        };
+        set(fd.as_fd(), libc::SOL_PACKET, libc::PACKET_RX_RING, &request)?;
+        let bytes = BLOCK_BYTES * blocks;
+        // SAFETY: a new mapping, at no address that is in use.
+        let memory = unsafe {
+            let access = libc::PROT_READ | libc::PROT_WRITE;
+            libc::mmap(std::ptr::null_mut(), bytes, access, libc::MAP_SHARED, fd.as_raw_fd(), 0)
+        };
+        if memory == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let memory = NonNull::new(memory.cast()).ok_or_else(|| io::Error::other("a mapping at address 0"))?;
+        Ok(Self { fd, memory, bytes, slot_bytes, slots, next: 0 })
+    }
+
+    /// Where a slot begins: blocks hold a whole number of slots.
+    fn slot(&self) -> NonNull<u8> {
+        let per_block = BLOCK_BYTES / self.slot_bytes;
+        let at = self.next / per_block * BLOCK_BYTES + self.next % per_block * self.slot_bytes;
+        // SAFETY: `next` is below the number of slots, all of which are in the memory.
+        unsafe { self.memory.add(at) }
+    }
+
+    fn status(&self) -> &AtomicU32 {
+        // SAFETY: a slot begins with its status, aligned to 16, and the kernel too reads and writes it as a whole.
+        unsafe { AtomicU32::from_ptr(self.slot().as_ptr().cast()) }
+    }
+
+    /// The kernel's time of the next frame; `None` while it has not come.
+    fn time(&self) -> Option<(u32, u32)> {
+        if self.status().load(Ordering::Acquire) & libc::TP_STATUS_USER == 0 {
+            return None;
+        }
+        Some((self.word(SECONDS_AT), self.word(NANOS_AT)))
+    }
+
+    fn take<T>(&mut self, take: impl FnOnce(Frame<'_>) -> T) -> T {
+        let status = self.status().load(Ordering::Acquire);
+        let size = |at: usize| usize::try_from(self.word(at)).unwrap_or(usize::MAX);
+        let mac = usize::from(self.half(MAC_AT));
+        let start = mac.saturating_sub(VNET_HEAD_BYTES).min(self.slot_bytes);
+        let captured = size(CAPTURED_AT).min(self.slot_bytes.saturating_sub(mac));
+        // SAFETY: the slot is ours until its status says otherwise, and the range was held within it.
+        let bytes = unsafe { std::slice::from_raw_parts(self.slot().as_ptr().add(start), VNET_HEAD_BYTES + captured) };
+        let tag = (status & libc::TP_STATUS_VLAN_VALID != 0).then(|| {
+            let known = status & libc::TP_STATUS_VLAN_TPID_VALID != 0;
+            let kind = if known { self.half(TAG_KIND_AT) } else { 0x8100 };
+            let [[a, b], [c, d]] = [kind.to_be_bytes(), self.half(TAG_AT).to_be_bytes()];
+            [a, b, c, d]
+        });
+        let is_cut = captured < size(LENGTH_AT) || captured > FRAME_MAX_BYTES || mac < VNET_HEAD_BYTES;
+        let taken = take(Frame { bytes, tag, is_cut });
+        self.status().store(libc::TP_STATUS_KERNEL, Ordering::Release);
+        self.next = (self.next + 1) % self.slots;
+        taken
+    }
+
+    fn word(&self, at: usize) -> u32 {
+        // SAFETY: within the header of a slot, which is aligned to 16, at a multiple of 4.
+        unsafe { self.slot().as_ptr().add(at).cast::<u32>().read_volatile() }
+    }
+
+    fn half(&self, at: usize) -> u16 {
+        // SAFETY: within the header of a slot, which is aligned to 16, at a multiple of 2.
+        unsafe { self.slot().as_ptr().add(at).cast::<u16>().read_volatile() }
+    }
+
+    fn dropped(&self) -> io::Result<u32> {
+        let mut counts = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
+        let mut length = libc::socklen_t::try_from(mem::size_of_val(&counts)).map_err(io::Error::other)?;
+        // SAFETY: both pointers are to live values, and the length is that of the first.
+        let done = unsafe {
+            let value = (&raw mut counts).cast();
+            libc::getsockopt(self.fd.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_STATISTICS, value, &raw mut length)
+        };
+        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(counts.tp_drops) }
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours and as long, and nothing borrows from it any more.
+        // It cannot fail for a mapping that exists.
+        let _ = unsafe { libc::munmap(self.memory.as_ptr().cast(), self.bytes) };
+    }
+}
+
+/// Lets in frames from the one to the other length only, by a classic BPF program, which needs no privilege (bpf(4), linux/filter.h).
+fn only(fd: BorrowedFd<'_>, (least, most): (u32, u32)) -> io::Result<()> {
+    const LOAD_LENGTH: u16 = 0x80;
+    const JUMP_IF_AT_LEAST: u16 = 0x35;
+    const JUMP_IF_ABOVE: u16 = 0x25;
+    const RETURN: u16 = 0x06;
+    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let program = [
+        step(LOAD_LENGTH, 0, 0, 0),
+        step(JUMP_IF_AT_LEAST, 0, 2, least),
+        step(JUMP_IF_ABOVE, 1, 0, most),
+        step(RETURN, 0, 0, u32::MAX),
+        step(RETURN, 0, 0, 0),
+    ];
+    let program = libc::sock_fprog { len: 5, filter: program.as_ptr().cast_mut() };
+    set(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
+}

@@ -1,0 +1,8 @@
+//! The plane in user space, on this kernel, by an ordinary user: every test makes a host and a peer of its own.
+#![cfg(test)]
+#![expect(clippy::print_stdout, reason = "figures that a reader of the run wants")]
+
+#[path = "forward/delay.rs"]
+mod delay;
+#[path = "forward/world.rs"]
+mod world;
