@@ -84,7 +84,7 @@ impl Eligible {
     pub fn fault(&self, victim: &InstanceId, fault: &FaultSpec, lasts: Duration) -> Option<(Step, &Candidate)> {
         let candidate = self.candidates.get(victim)?;
         let (group, instance) = (candidate.group.clone(), victim.clone());
-        let step = Step::Fault { group, instance, fault: fault.clone(), lasts };
+        let step = Step::Fault { group, instance, fault: Box::new(fault.clone()), lasts };
         self.covers(&step).then_some((step, candidate))
     }
 

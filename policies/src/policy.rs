@@ -149,7 +149,7 @@ pub enum KillStyle {
     Drain,
 }
 
-/// Parsed and checked now; the latency monkey itself is not part of this build.
+/// The latency monkey's menu, from which a drawn fault is drawn and which none exceeds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LatencyPolicy {
     pub place: Place,

@@ -103,7 +103,7 @@ pub enum Step {
     Fault {
         group: GroupName,
         instance: InstanceId,
-        fault: FaultSpec,
+        fault: Box<FaultSpec>,
         lasts: Duration,
     },
 }

@@ -12,7 +12,6 @@ use troop_policies::AppName;
 use troop_policies::plan::{PlanEntry, PlanVerdict};
 use troop_policies::policy::{AppPolicy, Drill, Policy};
 use troop_policies::situation::WindowSeen;
-use troop_policies::spared::Spared;
 
 use crate::calendar::Calendar;
 use crate::cron_line::{BadCron, CronLine};
@@ -129,7 +128,7 @@ fn entry(day: &Day<'_>, scope: &ScopeSeen, app: &AppPolicy, name: &str, run: &Ru
         Ok(at) => *at,
         Err(bad) => return spared(bad.to_string()),
     };
-    if let Some(why) = without_asking(day, scope, run.monkey, at) {
+    if let Some(why) = without_asking(day, scope, at) {
         return PlanEntry { at: Some(at), ..spared(why) };
     }
     // Its whole minute is its time: a plan is made a moment after midnight, and a drill may be at midnight.
@@ -151,10 +150,7 @@ fn entry(day: &Day<'_>, scope: &ScopeSeen, app: &AppPolicy, name: &str, run: &Ru
 
 /// The first reason that spares a run already when the plan is made: what the policy alone says. The rest is asked at its
 /// minute.
-fn without_asking(day: &Day<'_>, scope: &ScopeSeen, monkey: &str, at: Timestamp) -> Option<String> {
-    if monkey != CHAOS {
-        return Some(Spared::NotBuilt { monkey: monkey.to_owned() }.to_string());
-    }
+fn without_asking(day: &Day<'_>, scope: &ScopeSeen, at: Timestamp) -> Option<String> {
     scope.exempt.clone().or_else(|| shut(day.input.calendar, at))
 }
 

@@ -11,8 +11,7 @@ use jiff::Timestamp;
 use jiff::civil::Date;
 use troop_policies::draw::DayKey;
 use troop_policies::plan::{DayPlan, PLAN_SCHEMA, PlanEntry, PlanVerdict, WindowSpan};
-use troop_policies::policy::{ChaosPolicy, Policy};
-use troop_policies::spared::Spared;
+use troop_policies::policy::{Policy, Rate};
 
 use crate::calendar::{Calendar, instant_of, minutes};
 use crate::drills;
@@ -100,10 +99,8 @@ pub fn is_whole(plan: &DayPlan, policy: &Policy, scopes: &[ScopeSeen]) -> bool {
 pub fn due(plan: &DayPlan, now: Timestamp) -> Vec<&PlanEntry> {
     let has_come =
         |at: Timestamp| (0..=FIRE_WITHIN_S).contains(&now.as_second().saturating_sub(at.as_second())) && at <= now;
-    let due = |entry: &&PlanEntry| {
-        let is_chaos = drills::drilled(&entry.monkey).unwrap_or(&entry.monkey) == CHAOS;
-        entry.verdict == PlanVerdict::Chosen && !entry.missed && is_chaos && entry.at.is_some_and(has_come)
-    };
+    let due =
+        |entry: &&PlanEntry| entry.verdict == PlanVerdict::Chosen && !entry.missed && entry.at.is_some_and(has_come);
     plan.entries.iter().filter(due).collect()
 }
 
@@ -132,11 +129,14 @@ fn entries(input: &PlanInput<'_>, known: &BTreeSet<(&str, &str)>, joined_at: Opt
         let Some(app) = input.policy.apps.get(&scope.app) else { continue };
         let is_new = |monkey: &str| !known.contains(&(scope.draw_key.as_str(), monkey));
         if let Some(chaos) = app.chaos.as_ref().filter(|_| is_new(CHAOS)) {
-            entries.push(chaos_entry(&day, scope, chaos));
+            let monkey =
+                Monkey { name: CHAOS, leashed: chaos.leashed, rate: chaos.rate, last_day: scope.last_kill_day };
+            entries.push(monkey_entry(&day, scope, monkey));
         }
         if let Some(latency) = app.latency.as_ref().filter(|_| is_new(LATENCY)) {
-            let why = Spared::NotBuilt { monkey: LATENCY.to_owned() }.to_string();
-            entries.push(PlanEntry { leashed: latency.leashed, ..spared(&day, scope, LATENCY, why) });
+            let (leashed, rate) = (latency.leashed, latency.rate);
+            let monkey = Monkey { name: LATENCY, leashed, rate, last_day: scope.last_fault_day };
+            entries.push(monkey_entry(&day, scope, monkey));
         }
         let runs = drilled.entry(&scope.app).or_insert_with(|| drills::of_day(app, &input.policy.time_zone, input.day));
         entries.extend(drills::entries(&day, scope, app, runs, is_new));
@@ -144,13 +144,23 @@ fn entries(input: &PlanInput<'_>, known: &BTreeSet<(&str, &str)>, joined_at: Opt
     entries
 }
 
-fn chaos_entry(day: &Day<'_>, scope: &ScopeSeen, chaos: &ChaosPolicy) -> PlanEntry {
-    let leashed = chaos.leashed;
-    if let Some(why) = spared_without_draw(day, scope, chaos) {
-        return PlanEntry { leashed, ..spared(day, scope, CHAOS, why) };
+/// A monkey that draws, as a scope's policy has it.
+#[derive(Clone, Copy)]
+struct Monkey {
+    name: &'static str,
+    leashed: bool,
+    rate: Rate,
+    /// The day of its last act on the scope.
+    last_day: Option<Date>,
+}
+
+fn monkey_entry(day: &Day<'_>, scope: &ScopeSeen, monkey: Monkey) -> PlanEntry {
+    let Monkey { name, leashed, rate, .. } = monkey;
+    if let Some(why) = spared_without_draw(day, scope, monkey) {
+        return PlanEntry { leashed, ..spared(day, scope, name, why) };
     }
-    let odds = chaos.rate.odds();
-    let mut draw = day.input.day_key.stream(&scope.draw_key, CHAOS);
+    let odds = rate.odds();
+    let mut draw = day.input.day_key.stream(&scope.draw_key, name);
     let unit = draw.unit();
     let fell = unit < odds;
     let drawn = PlanEntry {
@@ -158,7 +168,7 @@ fn chaos_entry(day: &Day<'_>, scope: &ScopeSeen, chaos: &ChaosPolicy) -> PlanEnt
         odds: Some(odds),
         unit: Some(unit),
         fell: Some(fell),
-        ..spared(day, scope, CHAOS, String::new())
+        ..spared(day, scope, name, String::new())
     };
     if !fell {
         return PlanEntry { why: with_leash("did not fall (draw >= odds)".to_owned(), leashed), ..drawn };
@@ -186,7 +196,7 @@ fn chaos_entry(day: &Day<'_>, scope: &ScopeSeen, chaos: &ChaosPolicy) -> PlanEnt
 }
 
 /// The first reason to spare the scope before anything is drawn.
-fn spared_without_draw(day: &Day<'_>, scope: &ScopeSeen, chaos: &ChaosPolicy) -> Option<String> {
+fn spared_without_draw(day: &Day<'_>, scope: &ScopeSeen, monkey: Monkey) -> Option<String> {
     if let Err(why) = &day.workday {
         return Some(format!("no workday: {why}"));
     }
@@ -196,11 +206,15 @@ fn spared_without_draw(day: &Day<'_>, scope: &ScopeSeen, chaos: &ChaosPolicy) ->
     if let Some(why) = scope.unhealed.as_ref().filter(|_| !troop_policies::sabotaged!("unhealed")) {
         return Some(format!("unhealed: {why}; `troop clear {} --reason …` ends this", scope.draw_key));
     }
-    let since = day.input.calendar.workdays_between(scope.last_kill_day?, day.input.day);
-    let min = chaos.rate.min_workdays;
+    let since = day.input.calendar.workdays_between(monkey.last_day?, day.input.day);
+    let min = monkey.rate.min_workdays;
     let workdays = if since == 1 { "workday" } else { "workdays" };
-    (since < min && !troop_policies::sabotaged!("min_workdays"))
-        .then(|| format!("too soon: last kill {since} {workdays} ago, {min} is the minimum"))
+    (since < min && !troop_policies::sabotaged!("min_workdays")).then(|| {
+        format!(
+            "too soon: last {} {since} {workdays} ago, {min} is the minimum",
+            if monkey.name == CHAOS { "kill" } else { "fault" }
+        )
+    })
 }
 
 pub(crate) fn spared(day: &Day<'_>, scope: &ScopeSeen, monkey: &str, why: String) -> PlanEntry {

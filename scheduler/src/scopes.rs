@@ -18,6 +18,8 @@ pub struct ScopeSeen {
     pub exempt: Option<String>,
     /// The day of the last kill of the scope by Troop that counts; set by the caller.
     pub last_kill_day: Option<Date>,
+    /// The day of the last fault that Troop put on one of its instances; set by the caller.
+    pub last_fault_day: Option<Date>,
     /// Why the scope is marked unhealed; set by the caller.
     pub unhealed: Option<String>,
 }
@@ -74,6 +76,7 @@ pub fn scopes_of(policy: &Policy, groups: &ByTeam<'_>) -> Vec<ScopeSeen> {
         clusters: found.clusters.into_iter().collect(),
         exempt: (!found.open).then(|| found.reasons.join("; ")),
         last_kill_day: None,
+        last_fault_day: None,
         unhealed: None,
     };
     found.into_iter().map(scope).collect()

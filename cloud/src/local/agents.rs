@@ -39,8 +39,7 @@ pub fn secret_file(state_dir: &Path) -> PathBuf {
 }
 
 fn mac(secret: &[u8; 32], host: &str) -> Hmac<Sha256> {
-    // HMAC takes keys of any length.
-    let mut mac = Hmac::<Sha256>::new(&(*secret).into());
+    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(secret) else { unreachable!("HMAC accepts every key length") };
     mac.update(TOKEN_LABEL.as_bytes());
     mac.update(host.as_bytes());
     mac

@@ -103,7 +103,7 @@ impl Namespaces {
         let Some(agents) = &self.agents else { return };
         // Under the lock, so that its end cannot be reaped before it is known, nor its instance's.
         let mut table = self.table();
-        if !table.running.get(&first).is_some_and(|running| running.instance == *instance) {
+        if table.running.get(&first).is_none_or(|running| running.instance != *instance) {
             return;
         }
         match agents.start(instance, first) {

@@ -1,7 +1,7 @@
 //! The latency monkey: picks an instance and a fault from the policy's menu. The agent on the instance's host puts it up.
 //!
 //! Draws are those of docs/draws.md: the victim's by `latency/victim` (on demand `latency/demand/INTENT`), the fault's by
-//! [`FAULT_LABEL`], one draw for each range of the menu in the order delay, jitter, loss.
+//! [`FAULT_LABEL`] (a drill's by its entry's name and `/fault`), one draw for each range of the menu in the order delay, jitter, loss.
 
 use std::time::Duration;
 
@@ -22,8 +22,13 @@ pub const FAULT_LABEL: &str = "latency/fault";
 const SHARE_STEP_PPM: u64 = 100;
 
 /// Draws the fault of a planned act from the menu. `None` for a menu whose applications have no names, which no policy file has.
-pub fn draw_fault(menu: &LatencyPolicy, day_key: &DayKey, draw_key: &str) -> Option<(FaultSpec, Duration)> {
-    let mut draws = day_key.stream(draw_key, FAULT_LABEL);
+pub fn draw_fault(
+    menu: &LatencyPolicy,
+    day_key: &DayKey,
+    draw_key: &str,
+    label: &str,
+) -> Option<(FaultSpec, Duration)> {
+    let mut draws = day_key.stream(draw_key, label);
     let to: Option<Vec<Peer>> = menu.to.iter().map(|text| text.parse().ok()).collect();
     let delay = Duration::from_millis(within(&mut draws, millis(menu.delay.0), millis(menu.delay.1))?);
     let mut fault = FaultSpec::delay(delay, to.filter(|to| !to.is_empty())?);
@@ -97,7 +102,7 @@ mod tests {
     fn every_fault_of_the_menu_is_drawn_and_none_beside_it() {
         let mut delays = std::collections::BTreeSet::new();
         for n in 1..100 {
-            let (fault, lasts) = draw_fault(&menu(), &key(n), "prod/us-east-1/shop").unwrap();
+            let (fault, lasts) = draw_fault(&menu(), &key(n), "prod/us-east-1/shop", FAULT_LABEL).unwrap();
             assert_eq!(menu().allows(&fault, lasts), Ok(()));
             let delay = fault.delay.unwrap();
             assert!((50_000..=53_000).contains(&delay.mean_us) && (1_000..=2_000).contains(&delay.jitter_us));
@@ -109,7 +114,7 @@ mod tests {
 
     #[test]
     fn the_same_day_draws_the_same_fault() {
-        let drawn = |n| draw_fault(&menu(), &key(n), "prod/us-east-1/shop");
+        let drawn = |n| draw_fault(&menu(), &key(n), "prod/us-east-1/shop", FAULT_LABEL);
         assert_eq!(drawn(7), drawn(7));
         assert_ne!(drawn(7), drawn(8));
     }
@@ -118,7 +123,7 @@ mod tests {
     fn a_menu_of_one_value_needs_no_luck() {
         let delay = Duration::from_millis(200);
         let fixed = LatencyPolicy { delay: (delay, delay), jitter: None, loss_percent: None, ..menu() };
-        let (fault, _) = draw_fault(&fixed, &key(1), "k").unwrap();
+        let (fault, _) = draw_fault(&fixed, &key(1), "k", FAULT_LABEL).unwrap();
         assert_eq!(fault, FaultSpec::delay(delay, vec!["app:pricing".parse().unwrap()]));
     }
 }

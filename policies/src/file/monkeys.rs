@@ -50,8 +50,14 @@ pub(crate) fn chaos(raw: &Sp<RawChaos>, leashed: bool, out: &mut Findings<'_>) -
 
 pub(crate) fn latency(raw: &Sp<RawLatency>, leashed: bool, out: &mut Findings<'_>) -> Option<LatencyPolicy> {
     let fields = raw.get();
-    let hint = "the table is checked and kept; nothing is delayed".to_owned();
-    out.warning(raw.span(), "this build has no latency monkey yet: its acts are spared", Some(hint));
+    if let Some(instances) = fields.instances.as_ref().filter(|instances| *instances.get() > 1) {
+        let hint = "write 1, or leave it out; more acts a day come by a smaller mean".to_owned();
+        out.warning(
+            instances.span(),
+            "this build delays one instance at a time, however many are asked for",
+            Some(hint),
+        );
+    }
     fields.to.iter().flatten().for_each(|to| target(to, out));
     let rate = rate(fields.mean_workdays.as_ref(), fields.min_workdays.as_ref(), out);
     let span = |key: &'static str, text: Option<&Sp<OneOrRange<DurationText>>>, out: &mut Findings<'_>| {

@@ -51,6 +51,7 @@ impl Table {
             | Step::Flip { .. }
             | Step::Enable { .. }
             | Step::Disable { .. }
+            | Step::Fault { .. }
             | Step::Destroy { .. } => {
                 let why = format!("the service registry does not carry out `{}`; send it to the cloud", intent.step);
                 return self.effect(Outcome::refused(why), Save::No);

@@ -146,16 +146,18 @@ fn a_team_without_a_scope_has_an_empty_plan() {
 }
 
 #[test]
-fn what_this_build_cannot_do_is_spared_with_that_reason() {
+fn the_latency_monkey_draws_by_its_own_odds_and_its_own_last_day() {
     let app = "[apps.checkout.latency]\nmean_workdays = 10\nmin_workdays = 3\ndelay = \"50ms\"\nlasts = \"5m\"\nto = [\"app:payments\"]\n";
-    let world = world(policy(app), &["checkout-web-v001"]);
+    let mut world = world(policy(app), &["checkout-web-v001"]);
     let plan = world.early(date(2027, 3, 15));
     let latency = entry(&plan, WEB, LATENCY);
-    assert_eq!(
-        (latency.why.as_str(), latency.unit, latency.leashed),
-        ("latency is not part of this build", None, true)
-    );
+    assert_eq!((latency.odds, latency.leashed), (Some(0.125), true));
+    assert_ne!(latency.unit, entry(&plan, WEB, CHAOS).unit, "each monkey has a stream of its own");
     assert_eq!(plan.entries.len(), 2);
+    world.scopes.iter_mut().for_each(|scope| scope.last_fault_day = Some(date(2027, 3, 12)));
+    let plan = world.early(date(2027, 3, 15));
+    assert_eq!(entry(&plan, WEB, LATENCY).why, "too soon: last fault 1 workday ago, 3 is the minimum");
+    assert!(entry(&plan, WEB, CHAOS).unit.is_some());
 }
 
 #[test]

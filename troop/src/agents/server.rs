@@ -81,7 +81,10 @@ pub async fn serve_unix(
         let Ok(permit) = Arc::clone(&room).try_acquire_owned() else { continue };
         let (hub, secret, stop) = (Arc::clone(&hub), secret.clone(), stop.clone());
         tokio::spawn(async move {
-            let service = service_fn(move |request| answer(request, Arc::clone(&hub), secret.clone()));
+            let service = service_fn(move |request| {
+                let answered = Ok::<_, Infallible>(answer(request, Arc::clone(&hub), secret.clone()));
+                std::future::ready(answered)
+            });
             let connection = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .keep_alive_interval(PING_EVERY)
@@ -97,13 +100,13 @@ pub async fn serve_unix(
     }
 }
 
-async fn answer(request: Request<Incoming>, hub: Arc<Hub>, secret: AgentsSecret) -> Result<Response<Body>, Infallible> {
+fn answer(request: Request<Incoming>, hub: Arc<Hub>, secret: AgentsSecret) -> Response<Body> {
     if request.uri().path() != PATH || request.method() != hyper::Method::POST {
-        return Ok(short(StatusCode::NOT_FOUND, "agents are received elsewhere"));
+        return short(StatusCode::NOT_FOUND, "agents are received elsewhere");
     }
     let token = request.headers().get(hyper::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let Some(token) = token.and_then(|value| value.strip_prefix("Bearer ")).map(str::to_owned) else {
-        return Ok(short(StatusCode::UNAUTHORIZED, "who is it?"));
+        return short(StatusCode::UNAUTHORIZED, "who is it?");
     };
     let (queue, waiting) = mpsc::channel::<Bytes>(WAITING_MAX);
     tokio::spawn(async move {
@@ -112,7 +115,7 @@ async fn answer(request: Request<Incoming>, hub: Arc<Hub>, secret: AgentsSecret)
         }
     });
     let lines = ReceiverStream::new(waiting).map(|line| Ok(Frame::data(line)));
-    Ok(Response::new(BodyExt::boxed(StreamBody::new(lines))))
+    Response::new(StreamBody::new(lines).boxed())
 }
 
 /// Hears a host until it is silent. When this ends, so does the answer, and the host knows.
@@ -171,7 +174,7 @@ impl Lines {
 }
 
 fn short(status: StatusCode, text: &'static str) -> Response<Body> {
-    let mut response = Response::new(BodyExt::boxed(Full::new(Bytes::from_static(text.as_bytes()))));
+    let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())).boxed());
     *response.status_mut() = status;
     response
 }

@@ -6,7 +6,6 @@ use clap::Args;
 use jiff::Timestamp;
 use troop_ledger::{EventFilter, IntentRow, Ledger, LedgerError};
 use troop_policies::situation::UnhealedMark;
-use troop_policies::step::Step;
 
 use super::args::Output;
 use super::context::{self, Context};

@@ -64,7 +64,7 @@ pub async fn put_up(core: &Core, intent: &Intent, permit: Permit<'_>) -> Outcome
         lease: intent.id.to_string(),
         ttl_ms: ms(LEASE),
         life_ms: ms(life(fault, *lasts)),
-        fault: fault.clone(),
+        fault: (**fault).clone(),
         peers: resolved.peers,
         probes: resolved.probes,
     };

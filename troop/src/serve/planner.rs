@@ -6,8 +6,10 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use jiff::civil::Date;
 use troop_ledger::{EventId, LedgerError};
+use troop_monkeys::latency;
 use troop_policies::TeamName;
 use troop_policies::draw::DayKey;
+use troop_policies::fault::FaultSpec;
 use troop_policies::gates::{Purpose, Scope};
 use troop_policies::plan::{DayPlan, PLAN_SCHEMA, PlanEntry, PlanVerdict};
 use troop_policies::spared::Spared;
@@ -16,7 +18,7 @@ use troop_scheduler::plan::{self, ByTeam, PlanInput, ScopeSeen};
 
 use super::act::{self, Struck, Wanted};
 use super::core::{Core, body, event};
-use super::ledger_seen::{self, About};
+use super::ledger_seen::{self, About, Acts};
 use super::look::Look;
 use super::policy_store::TeamPolicy;
 use crate::records::{RECORD_VERSION, Record};
@@ -180,11 +182,15 @@ async fn remember(core: &Core, team: &TeamPolicy, day: Date, scopes: &mut [Scope
     }
     let mut tx = core.ledger.begin().await?;
     for scope in scopes {
-        let about =
-            About { team, draw_key: &scope.draw_key, calendar_now: core.calendar_now(), day, acts: Acts::Kills };
+        let calendar_now = core.calendar_now();
+        let about = About { team, draw_key: &scope.draw_key, calendar_now, day, acts: Acts::Kills };
         let known = ledger_seen::history(&mut tx, about).await?;
         // A kill of this very day came after the plan, or would have: it does not unmake what was drawn.
         scope.last_kill_day = known.last_kill.map(|kill| kill.day);
+        if team.policy.apps.get(&scope.app).is_some_and(|app| app.latency.is_some()) {
+            let faults = ledger_seen::history(&mut tx, About { acts: Acts::Faults, ..about }).await?;
+            scope.last_fault_day = faults.last_kill.map(|fault| fault.day);
+        }
         scope.unhealed = known.unhealed.map(|mark| mark.why);
     }
     Ok(())
@@ -216,7 +222,10 @@ async fn fire_one(core: &Arc<Core>, team: &Arc<TeamPolicy>, entry: &PlanEntry) {
         },
         day: entry.day,
         demand: None,
-        fault: None,
+        fault: match drawn_fault(core, team, entry) {
+            Ok(fault) => fault,
+            Err(why) => return core.trouble("act", Some(format!("{}: {why}", entry.draw_key))),
+        },
     };
     let is_drill = wanted.purpose != Purpose::Drawn;
     if is_drill && !drills::stands(&team.policy, entry) {
@@ -225,13 +234,37 @@ async fn fire_one(core: &Arc<Core>, team: &Arc<TeamPolicy>, entry: &PlanEntry) {
     }
     match act::strike(core, wanted.clone()).await {
         Struck::Acted { intent, outcome, .. } => {
-            tracing::info!(draw_key = entry.draw_key, monkey = entry.monkey, step = %intent.step, ?outcome, "killed");
+            tracing::info!(draw_key = entry.draw_key, monkey = entry.monkey, step = %intent.step, ?outcome, "struck");
         }
         // Another control plane on this ledger was first; its record is the record.
         Struck::Spared(Spared::DrawnToday | Spared::DrilledToday { .. }) => {}
         Struck::Spared(spared) => note_spared(core, &wanted, entry, &spared).await,
         Struck::CouldNot { why } => core.trouble("act", Some(format!("{}: {why}", entry.draw_key))),
     }
+}
+
+/// The fault that an entry of the latency monkey draws from the menu as it is now; `None` for the chaos monkey's.
+fn drawn_fault(
+    core: &Core,
+    team: &TeamPolicy,
+    entry: &PlanEntry,
+) -> Result<Option<(FaultSpec, std::time::Duration)>, String> {
+    if monkey_of(entry) != plan::LATENCY {
+        return Ok(None);
+    }
+    let menu = team.policy.apps.get(&entry.app).and_then(|app| app.latency.as_ref());
+    let menu = menu.ok_or_else(|| format!("the policy has no latency for `{}` any more", entry.app))?;
+    let day_key = core.secret.as_ref().map_err(Clone::clone)?.day_key(entry.day, &entry.team);
+    let label = match drills::drilled(&entry.monkey) {
+        None => latency::FAULT_LABEL.to_owned(),
+        Some(_) => format!("{}/fault", entry.monkey),
+    };
+    let drawn = latency::draw_fault(menu, &day_key, &entry.draw_key, &label);
+    drawn.map(Some).ok_or_else(|| "nothing was drawn from the menu".to_owned())
+}
+
+fn monkey_of(entry: &PlanEntry) -> &str {
+    drills::drilled(&entry.monkey).unwrap_or(&entry.monkey)
 }
 
 async fn note_spared(core: &Arc<Core>, wanted: &Wanted, entry: &PlanEntry, spared: &Spared) {
@@ -287,6 +320,7 @@ fn would_be_victim(
 ) -> Option<troop_policies::InstanceId> {
     let key = core.secret.as_ref().ok()?.day_key(entry.day, &entry.team);
     let label = match drills::drilled(&entry.monkey) {
+        None if monkey_of(entry) == plan::LATENCY => latency::VICTIM_LABEL.to_owned(),
         None => troop_monkeys::chaos::VICTIM_LABEL.to_owned(),
         Some(_) => act::drill_label(&entry.monkey),
     };

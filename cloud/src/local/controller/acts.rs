@@ -102,6 +102,7 @@ impl Controller {
             Step::OverrideGroup { .. } | Step::CancelEntry { .. } => {
                 Err(format!("`{}` is the registry's to do, not the cloud's", step.kind()))
             }
+            Step::Fault { .. } => Err("a fault is an agent's to put up, not the cloud's".to_owned()),
         }
     }
 
