@@ -239,6 +239,7 @@ pub const ALL_PPM: u32 = 1_000_000;
 pub fn in_words(us: u64) -> String {
     match us {
         0..1_000 => format!("{us} us"),
+        1_000_000.. if us.is_multiple_of(1_000_000) => format!("{} s", us / 1_000_000),
         1_000..10_000_000 if us.is_multiple_of(1_000) => format!("{} ms", us / 1_000),
         1_000..10_000_000 => format!("{}.{:03} ms", us / 1_000, us % 1_000),
         _ => format!("{} s", us / 1_000_000),

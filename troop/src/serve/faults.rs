@@ -119,7 +119,9 @@ async fn until_up(core: &Core, intent: &Intent, host: &HostName, fault: &FaultSp
                 Order::Renew { lease: lease.clone(), peers: None }
             };
             // What is not heard lapses.
-            drop(core.agents.order(host, order).await);
+            if let Ok(Answered::Gone { why: None }) = core.agents.order(host, order).await {
+                return Outcome::refused("its agent has begun anew, and undone what the former one had begun");
+            }
         }
     }
 }
@@ -197,9 +199,16 @@ impl Follower {
         let due = following.renewed_at.is_none_or(|at| since(at, now) >= RENEW_EVERY);
         if due || (following.ending.is_some() && following.renewed_at.is_some()) {
             following.renewed_at = if following.ending.is_some() { None } else { Some(now) };
-            // A host that does not hear lapses, and tells so when it can.
-            if let Err(why) = core.agents.order(&host, order).await {
-                tracing::debug!(%host, %why, "a lease was not renewed");
+            match core.agents.order(&host, order).await {
+                // An agent undoes what an earlier one left before it speaks to anybody.
+                Ok(Answered::Gone { why: None }) => {
+                    self.faults.remove(&intent.id);
+                    let how = "its agent has begun anew, and undone what the former one left".to_owned();
+                    return settle(core, watched, story, how, now).await;
+                }
+                Ok(_) => {}
+                // A host that does not hear lapses, and tells so when it can.
+                Err(why) => tracing::debug!(%host, %why, "a lease was not renewed"),
             }
         }
         Ok(())

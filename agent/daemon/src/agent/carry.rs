@@ -8,10 +8,10 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 use troop_agent_core::fault::{Cidr, Fault};
-use troop_agent_core::host::{Do, Host, Phase, Wants, wants};
+use troop_agent_core::host::{Do, Host, Live, Phase, Wants, wants};
 use troop_agent_core::lease::{Command, LeaseId, Table, Ttl};
 use troop_agent_core::moment::Moment;
-use troop_agent_core::protocol::{FromAgent, Measured, MeasuredBy, Ordered, fault_of};
+use troop_agent_core::protocol::{Chapter, FromAgent, Measured, MeasuredBy, Ordered, fault_of};
 use troop_policies::fault::FaultSpec;
 
 use super::in_full;
@@ -181,7 +181,9 @@ impl Agent {
     }
 
     fn look_at(&mut self, lease: &LeaseId, now: Moment) {
-        let Some(beside) = self.beside.get(lease) else { return };
+        // Before it is up there is nothing to be seen, and what is being healed is not looked at any more.
+        let is_up = |live: &Live| matches!(live.story().at, Chapter::Applying | Chapter::Up);
+        let Some(beside) = self.beside.get(lease).filter(|_| self.host.live(lease).is_some_and(is_up)) else { return };
         let (Some(plane), by_plane) = (beside.plane, beside.by_plane) else { return };
         let seen = match self.planes[plane].seen(lease) {
             Ok(seen) => seen,
