@@ -21,7 +21,7 @@ const BURST: usize = 32;
 /// Of so many packets the median hold time is told.
 const HOLDS: usize = 63;
 /// Longest time that leaving packets wait for a device at the end: what it has not sent then it will not send soon.
-const FINISH_MAX: Duration = Duration::from_millis(50);
+pub(super) const FINISH_MAX: Duration = Duration::from_millis(50);
 
 /// What an engine works with.
 #[derive(Debug)]
@@ -49,6 +49,7 @@ pub(super) struct Engine {
     /// The frame that had no room, behind all the others.
     spilled: Option<(Vec<u8>, Option<Tag>)>,
     blocked: bool,
+    /// It has held as much as it may, or packets came faster than it could take them: the fault is over.
     full: bool,
     came: u64,
     concerned: u64,
@@ -102,10 +103,11 @@ impl Engine {
             if self.blocked || self.spilled.is_some() {
                 return false;
             }
-            let Self { way, target, seed, shaper, arena, rings, outbox, spilled, came, concerned, .. } = self;
+            let Self { way, target, seed, shaper, arena, rings, outbox, spilled, full, came, concerned, .. } = self;
             let taken = rings.take(|frame| {
                 *came += 1;
-                let Frame { bytes, tag, is_cut } = frame;
+                let Frame { bytes, tag, is_cut, is_losing } = frame;
+                *full |= is_cut || is_losing;
                 if is_cut {
                     return;
                 }
@@ -132,8 +134,8 @@ impl Engine {
             if taken.is_none() {
                 return false;
             }
-            if self.spilled.is_some() {
-                self.full = true;
+            self.full |= self.spilled.is_some();
+            if self.full && !self.shaper.is_over() {
                 self.shaper.drain();
                 return true;
             }
@@ -182,7 +184,12 @@ impl Engine {
 
     pub(super) fn told(&mut self) -> Told {
         // Where the kernel does not say, none was dropped as far as is known.
-        self.came += self.rings.dropped().unwrap_or(0);
+        let dropped = self.rings.dropped().unwrap_or(0);
+        self.came += dropped;
+        if dropped > 0 {
+            self.full = true;
+            self.shaper.drain();
+        }
         let held = self.shaper.held();
         let mut holds = self.holds.clone();
         holds.sort_unstable();

@@ -45,7 +45,7 @@ use crate::undo::{Change, Journal, Report};
 
 /// Memory for held packets of one fault: 64 MB are 500 ms of a gigabit per second, and no instance is so small that it misses them.
 const HELD_MAX_BYTES: usize = 64 << 20;
-/// Devices times directions of one fault. Each is a thread and 16 MB of rings.
+/// Devices times directions of one fault. Each is a thread and 24 MB of rings.
 const DETOURS_MAX: usize = 8;
 /// Longest wait for packets that left their way just before the fault ended.
 const DRAIN_MAX: Duration = Duration::from_millis(50);
@@ -55,7 +55,6 @@ const DRAIN_LOOK: Duration = Duration::from_micros(200);
 /// See the module.
 #[derive(Debug)]
 pub struct ForwardPlane {
-    /// Before all other sockets: a process that dies closes them in their order, and packets must not be led where nobody reads.
     nft: Nft,
     net: Netlink,
     faults: BTreeMap<LeaseId, Up>,
@@ -215,9 +214,8 @@ impl Plane for ForwardPlane {
         }
         if let Some(up) = self.faults.remove(lease) {
             up.roads.iter().for_each(|road| road.line.let_go());
-            for road in up.roads {
-                await_rest(&mut self.net, &road);
-            }
+            up.roads.iter().for_each(|road| await_rest(&mut self.net, road));
+            up.roads.into_iter().for_each(|road| road.line.finish());
         }
         let mut report = Report::default();
         journal.undo(&lease.to_string(), &mut self.net, &mut report)?;
