@@ -159,6 +159,40 @@ fn fragments_of_a_datagram_are_delayed_together() {
 }
 
 #[test]
+fn of_two_faults_for_a_packet_the_last_has_it() {
+    in_namespaces("delay::of_two_faults_for_a_packet_the_last_has_it", |world| {
+        world.echoes(PEER, 80);
+        world.echoes(PEER, 81);
+        let mut both = connect(PEER, 80);
+        let mut first_only = connect(PEER, 81);
+        let mut up = Applied::new(&world, fault(Direction::Egress, to(PEER), delayed(120)));
+        let last = Selectors { remote_ports: port(80), ..to(PEER) };
+        let mut order = order(fault(Direction::Egress, last, delayed(60)));
+        order.lease = troop_agent_core::lease::LeaseId::new("last").unwrap();
+        up.plane.apply(&order, &mut up.journal).unwrap();
+        let trips = [&mut both, &mut first_only].map(|flow| median_round_trip(flow, 3));
+        up.plane.heal(&order.lease, &mut up.journal).unwrap();
+        let after = median_round_trip(&mut both, 3);
+        up.heal();
+        let healed = median_round_trip(&mut both, 20);
+        println!("{trips:?}, then {after:?}, then {healed:?}");
+        assert!(is_about(trips[0], ms(60)) && is_about(trips[1], ms(120)) && is_about(after, ms(120)));
+        assert!(healed < ms(20));
+    });
+}
+
+#[test]
+fn the_probe_finds_that_this_host_can_and_leaves_nothing() {
+    in_namespaces("delay::the_probe_finds_that_this_host_can_and_leaves_nothing", |_world| {
+        let before = state();
+        for direction in [Direction::Egress, Direction::Ingress, Direction::Both] {
+            troop_agent::plane::forward::probe(direction).unwrap();
+            assert_eq!(state(), before);
+        }
+    });
+}
+
+#[test]
 fn jitter_does_not_change_the_order_of_a_flow() {
     in_namespaces("delay::jitter_does_not_change_the_order_of_a_flow", |world| {
         let receiver = world.peer_socket(PEER, 5_000);

@@ -93,3 +93,14 @@ fn a_corrupted_packet_is_noticed_by_its_checksum() {
         assert!(read < 135);
     });
 }
+
+#[test]
+fn a_stream_is_right_in_spite_of_corrupted_packets() {
+    in_namespaces("loss::a_stream_is_right_in_spite_of_corrupted_packets", |world| {
+        let connection = bulk(&world, 4 << 20);
+        let parts = Parts { corrupt: Some(percent(1.0)), ..Parts::default() };
+        let mut up = Applied::new(&world, fault(Direction::Both, to(PEER), parts));
+        assert!(connection.join().unwrap(), "every byte came, in order");
+        up.heal();
+    });
+}

@@ -88,6 +88,12 @@ fn is_never_early_and_hardly_late() {
             say(&format!("{delay} ms"), &trips(count), ms(delay));
             up.heal();
         }
+        let idle = |_| {
+            std::thread::sleep(ms(100));
+            round_trip(&mut flow)
+        };
+        say("raw after 100 ms of sleep", &(0..30).map(idle).collect::<Vec<_>>(), Duration::ZERO);
+        let mut trips = |count: usize| (0..count).map(|_| round_trip(&mut flow)).collect::<Vec<_>>();
         say("raw again", &trips(2_000), Duration::ZERO);
     });
 }

@@ -7,6 +7,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -84,6 +85,7 @@ impl World {
         ] {
             world.at_peer(move || ip(command));
         }
+        wait_until("the link", || ip("link show dev eth0").contains("state UP"));
         // Neighbours are known from here on: a lost question costs a second.
         ip(&format!("neigh replace {PEER} dev eth0 lladdr {} nud permanent", world.at_peer(|| address_of("eth0"))));
         world
@@ -141,6 +143,26 @@ pub(crate) fn serve(listener: TcpListener) {
             });
         }
     });
+}
+
+/// A connection on which the peer gives back all it gets; `true` when every byte came back in order.
+pub(crate) fn bulk(world: &World, bytes: usize) -> JoinHandle<bool> {
+    world.echoes(PEER, 90);
+    let stream = connect(PEER, 90);
+    let mut reader = stream.try_clone().unwrap();
+    let mut writer = stream;
+    std::thread::spawn(move || {
+        let block: Vec<u8> = (0..65_521_u32).map(|n| u8::try_from(n % 256).unwrap()).collect();
+        let reading = std::thread::spawn({
+            let block = block.clone();
+            move || {
+                let mut buffer = vec![0; block.len()];
+                (0..bytes / block.len()).all(|_| reader.read_exact(&mut buffer).is_ok() && buffer == block)
+            }
+        });
+        let written = (0..bytes / block.len()).all(|_| writer.write_all(&block).is_ok());
+        written && reading.join().unwrap()
+    })
 }
 
 pub(crate) fn ip(arguments: &str) -> String {

@@ -10,7 +10,6 @@ use troop_agent_core::moment::Moment;
 use troop_agent_core::shaper::{self, BitFlip, Handled, Shaper};
 
 use super::arena::{Arena, Held};
-use super::checksum;
 use super::line::{Told, sleep};
 use crate::packet::{self, Way};
 use crate::plane::Seen;
@@ -217,19 +216,17 @@ impl Engine {
 
 fn send(sender: &Sender, frame: &mut [u8], tag: Option<Tag>, flip: Option<BitFlip>) -> Sent {
     let Some((head, frame)) = frame.split_first_chunk_mut::<VNET_HEAD_BYTES>() else { return Sent::Gone };
-    let Some(flip) = flip else { return sender.send(head, frame, tag) };
-    // Else whoever fills the checksum in would do it over what is wrong, and nobody would see that it is.
-    let mut head = *head;
-    checksum::fill_in(&mut head, frame);
     turn(frame, flip);
-    let sent = sender.send(&head, frame, tag);
+    let sent = sender.send(head, frame, tag);
     // Copies of the frame lie in the same place.
     turn(frame, flip);
     sent
 }
 
-fn turn(frame: &mut [u8], flip: BitFlip) {
-    if let Some(byte) = frame.get_mut(flip.byte) {
+fn turn(frame: &mut [u8], flip: Option<BitFlip>) {
+    if let Some(flip) = flip
+        && let Some(byte) = frame.get_mut(flip.byte)
+    {
         *byte ^= flip.mask;
     }
 }

@@ -117,8 +117,8 @@ fn stir(wake: &OwnedFd) {
 }
 
 fn run(engine: &mut Engine, commands: &Receiver<Command>, wake: &OwnedFd) {
-    // Without it the kernel may add 50 us to every wait. Where it is refused, it does.
-    let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
+    // Where it is refused, everything is a little later.
+    drop(sys::be_prompt());
     loop {
         if !obey(engine, commands) {
             break;

@@ -151,8 +151,9 @@ impl Batch {
         self.add(2, 0, Attributes::new().text(1, name));
     }
 
-    pub(super) fn chain(&mut self, table: &str, chain: &str, hook: Hook, device: &str, policy: Verdict) {
-        let hook = Attributes::new().be32(1, hook as u32).be32(2, 0).text(3, device);
+    /// Of the chains at a hook, packets pass the one of the smallest priority first.
+    pub(super) fn chain(&mut self, table: &str, chain: &str, hook: (Hook, u32), device: &str, policy: Verdict) {
+        let hook = Attributes::new().be32(1, hook.0 as u32).be32(2, hook.1).text(3, device);
         let attributes = Attributes::new().text(1, table).text(3, chain).nest(4, hook).be32(5, policy as u32);
         self.add(3, NLM_F_CREATE, attributes.text(7, "filter"));
     }
