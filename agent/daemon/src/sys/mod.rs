@@ -7,10 +7,8 @@ mod clock;
 mod offload;
 mod packet;
 mod ring;
-mod thread;
 
-pub(crate) use clock::now;
+pub(crate) use clock::{now, real_nanos};
 pub(crate) use offload::turn_off_offloads;
 pub(crate) use packet::{Sender, Sent, VNET_HEAD_BYTES};
 pub(crate) use ring::{Frame, Rings, Tag};
-pub(crate) use thread::be_prompt;

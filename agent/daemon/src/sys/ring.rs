@@ -49,6 +49,8 @@ pub(crate) struct Frame<'a> {
     /// The virtio header, and the frame from its MAC addresses on.
     pub bytes: &'a [u8],
     pub tag: Option<Tag>,
+    /// When the kernel put it there, as [`super::real_nanos`] counts.
+    pub came_nanos: u64,
     /// It was longer than a slot, or than what any device sends.
     pub is_cut: bool,
     /// The kernel has had no room for some before it.
@@ -188,7 +190,9 @@ impl Ring {
         });
         let is_cut = captured < size(LENGTH_AT) || captured > FRAME_MAX_BYTES || mac < VNET_HEAD_BYTES;
         let is_losing = status & libc::TP_STATUS_LOSING != 0;
-        let taken = take(Frame { bytes, tag, is_cut, is_losing });
+        let [seconds, nanos] = [SECONDS_AT, NANOS_AT].map(|at| u64::from(self.word(at)));
+        let came_nanos = seconds * 1_000_000_000 + nanos;
+        let taken = take(Frame { bytes, tag, came_nanos, is_cut, is_losing });
         self.status().store(libc::TP_STATUS_KERNEL, Ordering::Release);
         self.next = (self.next + 1) % self.slots;
         taken

@@ -13,10 +13,12 @@ use super::arena::{Arena, Held};
 use super::line::{Told, sleep};
 use crate::packet::{self, Way};
 use crate::plane::Seen;
-use crate::sys::{Frame, Rings, Sender, Sent, Tag, VNET_HEAD_BYTES};
+use crate::sys::{self, Frame, Rings, Sender, Sent, Tag, VNET_HEAD_BYTES};
 
 /// Frames taken before those that are due are looked at again: at a microsecond each, 30 us.
 const BURST: usize = 32;
+/// A frame has waited for this thread at most so long: what is beyond is taken for a clock that was set, and it would leave too early.
+const WAITED_MAX_NS: u64 = 20_000_000;
 /// Of so many packets the median hold time is told.
 const HOLDS: usize = 63;
 /// Longest time that leaving packets wait for a device at the end: what it has not sent then it will not send soon.
@@ -97,15 +99,19 @@ impl Engine {
     }
 
     /// Takes what has come, up to a burst; `true` when there may be more.
+    ///
+    /// Its delay begins when the kernel had it, not when this thread woke up for it: that is 60 us later, and on a busy machine some ms.
     pub(super) fn take(&mut self, now: Moment) -> bool {
+        let real_nanos = sys::real_nanos();
         for _ in 0..BURST {
             if self.blocked || self.spilled.is_some() {
                 return false;
             }
-            let Self { way, target, seed, shaper, arena, rings, outbox, spilled, full, came, concerned, .. } = self;
+            let Self { way, target, seed, shaper, arena, rings, outbox, spilled, full, came: count, concerned, .. } =
+                self;
             let taken = rings.take(|frame| {
-                *came += 1;
-                let Frame { bytes, tag, is_cut, is_losing } = frame;
+                *count += 1;
+                let Frame { bytes, tag, came_nanos, is_cut, is_losing } = frame;
                 *full |= is_cut || is_losing;
                 if is_cut {
                     return;
@@ -122,7 +128,9 @@ impl Engine {
                 };
                 *concerned += 1;
                 let before = shaper.held().packets;
-                match shaper.handle_packet(held, flow.hash(*seed), now) {
+                let waited_ns = real_nanos.saturating_sub(came_nanos).min(WAITED_MAX_NS);
+                let came = Moment::from_nanos(now.as_nanos().saturating_sub(waited_ns));
+                match shaper.handle_packet(held, flow.hash(*seed), came) {
                     Handled::Lost(_) => arena.is_held(held, 0),
                     // One, or two where it was duplicated, or none where the copy was all that was left and got lost.
                     Handled::Taken | Handled::Full => {
@@ -168,9 +176,9 @@ impl Engine {
 
     /// Sends everything that is left and waits until it has come out at the other end, but not for ever.
     pub(super) fn finish(&mut self) {
-        let until = crate::sys::now().after(FINISH_MAX);
+        let until = sys::now().after(FINISH_MAX);
         loop {
-            let now = crate::sys::now();
+            let now = sys::now();
             let more = self.take(now);
             self.give(now);
             let gone = !more && !self.blocked && self.sender.on_the_way().is_ok_and(|bytes| bytes == 0);

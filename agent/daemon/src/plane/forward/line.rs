@@ -49,6 +49,8 @@ pub(super) struct Line {
 #[derive(Debug)]
 struct Wake(Arc<OwnedFd>);
 
+/// Longest wait for a thread's answer: it gives one between two bursts, however little of a processor it gets.
+const ANSWER_MAX: Duration = Duration::from_millis(500);
 /// Longest wait for a thread to end: it gives itself [`super::engine::FINISH_MAX`].
 const FINISHED_MAX: Duration = Duration::from_millis(200);
 
@@ -71,11 +73,11 @@ impl Line {
         Ok(Self { commands, wake, finished })
     }
 
-    /// What it has done so far. `None` when it is gone, which only a bug makes it.
+    /// What it has done so far. `None` when it is gone or stuck, which only a bug makes it.
     pub(super) fn ask(&self) -> Option<Told> {
         let (answer, told) = sync_channel(1);
         self.send(Command::Tell(answer));
-        told.recv().ok()
+        told.recv_timeout(ANSWER_MAX).ok()
     }
 
     /// `None`: nobody.
@@ -117,8 +119,8 @@ fn stir(wake: &OwnedFd) {
 }
 
 fn run(engine: &mut Engine, commands: &Receiver<Command>, wake: &OwnedFd) {
-    // Where it is refused, everything is a little later.
-    drop(sys::be_prompt());
+    // Without it the kernel may add 50 us to every wait. Where it is refused, it does.
+    let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
     loop {
         if !obey(engine, commands) {
             break;
@@ -174,6 +176,10 @@ pub(super) fn sleep(engine: &Engine, wake: Option<&OwnedFd>, timeout: Option<Dur
     });
     // Interrupted or not: the loop looks at everything again.
     let _ = poll(&mut fds, timeout.as_ref());
+    for fd in fds.iter().filter(|fd| fd.revents().contains(PollFlags::ERR)) {
+        // That the device went down or away. Unread it would end every sleep at once; sending says the same again.
+        let _ = rustix::net::sockopt::socket_error(fd);
+    }
     if let Some(wake) = wake {
         // It is there to end the sleep only; empty is as good.
         let _ = rustix::io::read(wake, &mut [0; 8]);

@@ -188,8 +188,14 @@ impl Plane for ForwardPlane {
     }
 
     fn renew(&mut self, lease: &LeaseId, ttl: Ttl, _elapsed: Duration) -> Result<(), PlaneError> {
-        let batch = filter::renewed(&self.up(lease)?.table, ttl.get());
-        self.commit("renew the filter", batch)
+        let up = self.up(lease)?;
+        let table = up.table.clone();
+        if up.roads.iter().any(|road| road.line.ask().is_none()) {
+            // Nobody reads there any more.
+            self.commit("take the filter down", filter::take_down(&table))?;
+            return Err(system("reach the thread of the fault")(io::ErrorKind::BrokenPipe.into()));
+        }
+        self.commit("renew the filter", filter::renewed(&table, ttl.get()))
     }
 
     fn retarget(&mut self, lease: &LeaseId, peers: &[Cidr]) -> Result<(), PlaneError> {
