@@ -182,6 +182,23 @@ fn of_two_faults_for_a_packet_the_last_has_it() {
 }
 
 #[test]
+fn a_device_that_is_not_ethernet_is_refused_and_nothing_is_left() {
+    in_namespaces("delay::a_device_that_is_not_ethernet_is_refused_and_nothing_is_left", |world| {
+        let mut up = Applied::new(&world, fault(Direction::Egress, to(PEER), delayed(70)));
+        let before = state();
+        let mut order = order(fault(Direction::Both, to("127.0.0.1"), delayed(70)));
+        order.lease = troop_agent_core::lease::LeaseId::new("refused").unwrap();
+        // The first device would do, and is undone.
+        order.devices = vec![device("eth0"), device("lo")];
+        let refused = up.plane.apply(&order, &mut up.journal).unwrap_err().to_string();
+        assert_eq!(refused, "the forward plane cannot do lo: it is no Ethernet device");
+        assert_eq!(state(), before);
+        assert_eq!(up.journal.leases().unwrap(), [lease().to_string()]);
+        up.heal();
+    });
+}
+
+#[test]
 fn the_probe_finds_that_this_host_can_and_leaves_nothing() {
     in_namespaces("delay::the_probe_finds_that_this_host_can_and_leaves_nothing", |_world| {
         let before = state();

@@ -241,10 +241,12 @@ pub(crate) fn fault(direction: Direction, selectors: Selectors, parts: Parts) ->
     Fault { direction, target, effect: Effect::new(parts).unwrap(), ramp: Ramp::NONE, flows: FlowShare::ALL }
 }
 
+pub(crate) fn device(name: &str) -> Device {
+    Device { name: name.into(), index: nix::net::if_::if_nametoindex(name).unwrap() }
+}
+
 pub(crate) fn order(fault: Fault) -> Order {
-    let index = nix::net::if_::if_nametoindex("eth0").unwrap();
-    let devices = vec![Device { name: "eth0".into(), index }];
-    Order { lease: lease(), fault, devices, ttl: Ttl::new(Duration::from_secs(30)).unwrap() }
+    Order { lease: lease(), fault, devices: vec![device("eth0")], ttl: Ttl::new(Duration::from_secs(30)).unwrap() }
 }
 
 /// Sends so many numbered datagrams to port 5000 of the peer, not faster than a busy machine can hold.

@@ -116,6 +116,11 @@ impl ForwardPlane {
         let name = |end| format!("tr{:08x}{number}{end}", fingerprint(&order.lease));
         let pair = [name('a'), name('b')];
         let like = links::find(&mut self.net, &device.name).map_err(kernel(&format!("find {}", device.name)))?;
+        if !like.has_address() {
+            // A tunnel's packets have no Ethernet header to send them by. And from `lo`, where packets know their way before they go, the
+            // kernel takes those that have to ask for it as forged (no route_localnet).
+            return Err(cannot(format!("{}: it is no Ethernet device", device.name)));
+        }
         journal.before(&order.lease, &Change::Link { name: pair[0].clone() })?;
         let made = links::pair(&mut self.net, [&pair[0], &pair[1]], &like);
         let [index, end] = made.map_err(kernel(&format!("make the devices {}", pair[0])))?;
