@@ -20,6 +20,10 @@ use crate::sys;
 /// Longer only burns the processor.
 const SPIN: Duration = Duration::from_micros(50);
 
+/// ppoll may be late by a thousandth of its wait, a two-hundredth for a process of positive niceness, whatever the timer slack is
+/// (`select_estimate_accuracy` in fs/select.c): 0.5 ms of 500. So a wait ends early by more, and what is left is waited for again.
+const SLACK_PART: u32 = 100;
+
 /// What a thread tells of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Told {
@@ -154,7 +158,7 @@ fn wait(engine: &Engine, wake: &OwnedFd) {
     let timeout = match engine.next(sys::now()) {
         None => None,
         Some(left) if left <= SPIN => return std::hint::spin_loop(),
-        Some(left) => Some(left - SPIN),
+        Some(left) => Some((left - SPIN).saturating_sub(left / SLACK_PART)),
     };
     sleep(engine, Some(wake), timeout);
 }
