@@ -3,7 +3,7 @@
 //! [`plane`] is how packets are hurt, [`undo`] the journal that is written before each change and undoes it. What may be done at all, and
 //! until when, is decided without IO in `troop-agent-core`.
 //!
-//! **Invariant:** `unsafe` is in [`sys`] only, the clock is read in the agent's loop only.
+//! **Invariant:** `unsafe` is in `sys` only; the clock is read in the agent's loop, and by the forwarder's threads, which are loops of their own.
 
 pub mod agent;
 pub mod channel;

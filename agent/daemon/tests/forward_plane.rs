@@ -4,5 +4,11 @@
 
 #[path = "forward/delay.rs"]
 mod delay;
+#[path = "forward/end.rs"]
+mod end;
+#[path = "forward/loss.rs"]
+mod loss;
+#[path = "forward/speed.rs"]
+mod speed;
 #[path = "forward/world.rs"]
 mod world;

@@ -6,6 +6,7 @@
 //! A socket belongs for ever to the network namespace in which it was opened.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
@@ -42,6 +43,12 @@ const ANSWER_MAX_BYTES: usize = 64 * 1024;
 pub struct Netlink {
     socket: Socket,
     sequence: u32,
+}
+
+impl AsFd for Netlink {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
 }
 
 impl Netlink {

@@ -11,8 +11,8 @@ pub(crate) const VNET_HEAD_BYTES: usize = 10;
 
 /// Where the tag of 802.1Q stands in a frame.
 const TAG_AT_BYTES: usize = 12;
-/// `csum_start` and `hdr_len` in the virtio header count from the frame's first byte; little endian in none of our hosts but by chance:
-/// without VIRTIO_NET_F_VERSION_1 they are in the host's order.
+/// `hdr_len` and `csum_start` in the virtio header, which count from the frame's first byte. Numbers there are in the host's order, for
+/// packet sockets know nothing of VIRTIO_NET_F_VERSION_1.
 const VNET_HDR_LEN_AT: usize = 2;
 const VNET_CSUM_START_AT: usize = 6;
 

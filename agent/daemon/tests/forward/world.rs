@@ -4,9 +4,10 @@
 //! has left for a namespace of its own is the peer. A socket stays where it was opened, so both ends can be used from anywhere.
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -19,6 +20,9 @@ use troop_agent_core::lease::{LeaseId, Ttl};
 pub(crate) const PEER: &str = "10.0.0.2";
 /// Another address of the peer.
 pub(crate) const OTHER: &str = "10.0.0.3";
+pub(crate) const HOST: &str = "10.0.0.1";
+pub(crate) const HOST_6: &str = "fd00::1";
+pub(crate) const PEER_6: &str = "fd00::2";
 
 const INSIDE: &str = "TROOP_TEST_INSIDE";
 
@@ -81,6 +85,7 @@ impl World {
         ] {
             world.at_peer(move || ip(command));
         }
+        wait_until("the link", || ip("link show dev eth0").contains("state UP"));
         // Neighbours are known from here on: a lost question costs a second.
         ip(&format!("neigh replace {PEER} dev eth0 lladdr {} nud permanent", world.at_peer(|| address_of("eth0"))));
         world
@@ -97,6 +102,25 @@ impl World {
         let address: IpAddr = address.parse().unwrap();
         let listener = self.at_peer(move || TcpListener::bind((address, port)).unwrap());
         serve(listener);
+    }
+
+    pub(crate) fn peer_socket(&self, address: &str, port: u16) -> UdpSocket {
+        let address: IpAddr = address.parse().unwrap();
+        self.at_peer(move || UdpSocket::bind((address, port)).unwrap())
+    }
+
+    /// A connection of the peer's to this host.
+    pub(crate) fn peer_connects(&self, address: &'static str, port: u16) -> TcpStream {
+        self.at_peer(move || connect(address, port))
+    }
+
+    /// How many packets have come to the peer, whoever reads them.
+    pub(crate) fn came(&self) -> u64 {
+        self.at_peer(|| {
+            let counts = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+            let line = counts.lines().find_map(|line| line.trim().strip_prefix("eth0:")).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse().unwrap()
+        })
     }
 
     pub(crate) fn journal(&self) -> Journal {
@@ -119,6 +143,26 @@ pub(crate) fn serve(listener: TcpListener) {
             });
         }
     });
+}
+
+/// A connection on which the peer gives back all it gets; `true` when every byte came back in order.
+pub(crate) fn bulk(world: &World, bytes: usize) -> JoinHandle<bool> {
+    world.echoes(PEER, 90);
+    let stream = connect(PEER, 90);
+    let mut reader = stream.try_clone().unwrap();
+    let mut writer = stream;
+    std::thread::spawn(move || {
+        let block: Vec<u8> = (0..65_521_u32).map(|n| u8::try_from(n % 256).unwrap()).collect();
+        let reading = std::thread::spawn({
+            let block = block.clone();
+            move || {
+                let mut buffer = vec![0; block.len()];
+                (0..bytes / block.len()).all(|_| reader.read_exact(&mut buffer).is_ok() && buffer == block)
+            }
+        });
+        let written = (0..bytes / block.len()).all(|_| writer.write_all(&block).is_ok());
+        written && reading.join().unwrap()
+    })
 }
 
 pub(crate) fn ip(arguments: &str) -> String {
@@ -197,10 +241,34 @@ pub(crate) fn fault(direction: Direction, selectors: Selectors, parts: Parts) ->
     Fault { direction, target, effect: Effect::new(parts).unwrap(), ramp: Ramp::NONE, flows: FlowShare::ALL }
 }
 
+pub(crate) fn device(name: &str) -> Device {
+    Device { name: name.into(), index: nix::net::if_::if_nametoindex(name).unwrap() }
+}
+
 pub(crate) fn order(fault: Fault) -> Order {
-    let index = nix::net::if_::if_nametoindex("eth0").unwrap();
-    let devices = vec![Device { name: "eth0".into(), index }];
-    Order { lease: lease(), fault, devices, ttl: Ttl::new(Duration::from_secs(30)).unwrap() }
+    Order { lease: lease(), fault, devices: vec![device("eth0")], ttl: Ttl::new(Duration::from_secs(30)).unwrap() }
+}
+
+/// Sends so many numbered datagrams to port 5000 of the peer, not faster than a busy machine can hold.
+pub(crate) fn send_numbered(packets: u32, bytes: usize) {
+    let sender = UdpSocket::bind((HOST, 0)).unwrap();
+    let mut payload = vec![0; bytes];
+    for number in 0..packets {
+        payload[..4].copy_from_slice(&number.to_be_bytes());
+        sender.send_to(&payload, (PEER, 5_000)).unwrap();
+        if number % 10 == 0 {
+            std::thread::sleep(ms(1));
+        }
+    }
+}
+
+/// Waits until it is so, but not for ever.
+pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = now();
+    while !is_so() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{what} does not come");
+        std::thread::sleep(ms(1));
+    }
 }
 
 /// A fault that is up.

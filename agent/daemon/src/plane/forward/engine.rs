@@ -10,18 +10,19 @@ use troop_agent_core::moment::Moment;
 use troop_agent_core::shaper::{self, BitFlip, Handled, Shaper};
 
 use super::arena::{Arena, Held};
-use super::checksum;
 use super::line::{Told, sleep};
 use crate::packet::{self, Way};
 use crate::plane::Seen;
-use crate::sys::{Frame, Rings, Sender, Sent, Tag, VNET_HEAD_BYTES};
+use crate::sys::{self, Frame, Rings, Sender, Sent, Tag, VNET_HEAD_BYTES};
 
 /// Frames taken before those that are due are looked at again: at a microsecond each, 30 us.
 const BURST: usize = 32;
+/// A frame has waited for this thread at most so long: what is beyond is taken for a clock that was set, and it would leave too early.
+const WAITED_MAX_NS: u64 = 20_000_000;
 /// Of so many packets the median hold time is told.
 const HOLDS: usize = 63;
 /// Longest time that leaving packets wait for a device at the end: what it has not sent then it will not send soon.
-const FINISH_MAX: Duration = Duration::from_millis(50);
+pub(super) const FINISH_MAX: Duration = Duration::from_millis(50);
 
 /// What an engine works with.
 #[derive(Debug)]
@@ -49,6 +50,7 @@ pub(super) struct Engine {
     /// The frame that had no room, behind all the others.
     spilled: Option<(Vec<u8>, Option<Tag>)>,
     blocked: bool,
+    /// It has held as much as it may, or packets came faster than it could take them: the fault is over.
     full: bool,
     came: u64,
     concerned: u64,
@@ -97,15 +99,20 @@ impl Engine {
     }
 
     /// Takes what has come, up to a burst; `true` when there may be more.
+    ///
+    /// Its delay begins when the kernel had it, not when this thread woke up for it: that is 60 us later, and on a busy machine some ms.
     pub(super) fn take(&mut self, now: Moment) -> bool {
+        let real_nanos = sys::real_nanos();
         for _ in 0..BURST {
             if self.blocked || self.spilled.is_some() {
                 return false;
             }
-            let Self { way, target, seed, shaper, arena, rings, outbox, spilled, came, concerned, .. } = self;
+            let Self { way, target, seed, shaper, arena, rings, outbox, spilled, full, came: count, concerned, .. } =
+                self;
             let taken = rings.take(|frame| {
-                *came += 1;
-                let Frame { bytes, tag, is_cut } = frame;
+                *count += 1;
+                let Frame { bytes, tag, came_nanos, is_cut, is_losing } = frame;
+                *full |= is_cut || is_losing;
                 if is_cut {
                     return;
                 }
@@ -121,7 +128,9 @@ impl Engine {
                 };
                 *concerned += 1;
                 let before = shaper.held().packets;
-                match shaper.handle_packet(held, flow.hash(*seed), now) {
+                let waited_ns = real_nanos.saturating_sub(came_nanos).min(WAITED_MAX_NS);
+                let came = Moment::from_nanos(now.as_nanos().saturating_sub(waited_ns));
+                match shaper.handle_packet(held, flow.hash(*seed), came) {
                     Handled::Lost(_) => arena.is_held(held, 0),
                     // One, or two where it was duplicated, or none where the copy was all that was left and got lost.
                     Handled::Taken | Handled::Full => {
@@ -132,8 +141,8 @@ impl Engine {
             if taken.is_none() {
                 return false;
             }
-            if self.spilled.is_some() {
-                self.full = true;
+            self.full |= self.spilled.is_some();
+            if self.full && !self.shaper.is_over() {
                 self.shaper.drain();
                 return true;
             }
@@ -167,9 +176,9 @@ impl Engine {
 
     /// Sends everything that is left and waits until it has come out at the other end, but not for ever.
     pub(super) fn finish(&mut self) {
-        let until = crate::sys::now().after(FINISH_MAX);
+        let until = sys::now().after(FINISH_MAX);
         loop {
-            let now = crate::sys::now();
+            let now = sys::now();
             let more = self.take(now);
             self.give(now);
             let gone = !more && !self.blocked && self.sender.on_the_way().is_ok_and(|bytes| bytes == 0);
@@ -182,7 +191,12 @@ impl Engine {
 
     pub(super) fn told(&mut self) -> Told {
         // Where the kernel does not say, none was dropped as far as is known.
-        self.came += self.rings.dropped().unwrap_or(0);
+        let dropped = self.rings.dropped().unwrap_or(0);
+        self.came += dropped;
+        if dropped > 0 {
+            self.full = true;
+            self.shaper.drain();
+        }
         let held = self.shaper.held();
         let mut holds = self.holds.clone();
         holds.sort_unstable();
@@ -210,19 +224,17 @@ impl Engine {
 
 fn send(sender: &Sender, frame: &mut [u8], tag: Option<Tag>, flip: Option<BitFlip>) -> Sent {
     let Some((head, frame)) = frame.split_first_chunk_mut::<VNET_HEAD_BYTES>() else { return Sent::Gone };
-    let Some(flip) = flip else { return sender.send(head, frame, tag) };
-    // Else whoever fills the checksum in would do it over what is wrong, and nobody would see that it is.
-    let mut head = *head;
-    checksum::fill_in(&mut head, frame);
     turn(frame, flip);
-    let sent = sender.send(&head, frame, tag);
+    let sent = sender.send(head, frame, tag);
     // Copies of the frame lie in the same place.
     turn(frame, flip);
     sent
 }
 
-fn turn(frame: &mut [u8], flip: BitFlip) {
-    if let Some(byte) = frame.get_mut(flip.byte) {
+fn turn(frame: &mut [u8], flip: Option<BitFlip>) {
+    if let Some(flip) = flip
+        && let Some(byte) = frame.get_mut(flip.byte)
+    {
         *byte ^= flip.mask;
     }
 }

@@ -13,9 +13,15 @@ use troop_agent_core::fault::{
 use super::nft::{Base, Batch, Compare, Elements, Hook, Key, Step, Verdict};
 use crate::packet::Way;
 
-/// What the packets carry that the forwarder sends: they are not held again. Taken off before anybody else sees it, and
-/// unlike the marks of Kubernetes (0x4000, 0x8000) and of the usual VPNs.
+/// What the packets carry that the forwarder sends: they are not held again, by any fault. Taken off when they have passed all
+/// filters; those that leave when the last fault has been taken down keep it, and nobody asks for it. Unlike the marks of Kubernetes (0x4000,
+/// 0x8000) and of the usual VPNs.
 pub(super) const MARK: u32 = 0x7472_6f70;
+
+/// Priorities of chains: the mark must be there until the filters of all faults have looked at it, or two of them would send a packet
+/// to each other for ever.
+const DETOURS: u32 = 0;
+const LAST: u32 = 1;
 
 const ALIVE: &str = "alive";
 const PEERS_4: &str = "peers4";
@@ -51,16 +57,18 @@ pub(super) fn put_up(table: &str, target: &Target, detours: &[Detour<'_>], ttl: 
     batch.set(table, LOCAL_PORTS, 4, 2, &ports(&selectors.local_ports));
     batch.set(table, REMOTE_PORTS, 5, 2, &ports(&selectors.remote_ports));
     for (number, detour) in detours.iter().enumerate() {
-        batch.chain(table, &format!("sink{number}"), Hook::Ingress, detour.out_of, Verdict::Drop);
-        let chain = format!("detour{number}");
+        batch.chain(table, &format!("sink{number}"), (Hook::Ingress, DETOURS), detour.out_of, Verdict::Drop);
+        let [chain, last] = ["detour", "last"].map(|name| format!("{name}{number}"));
         let hook = match detour.way {
             Way::Out => Hook::Egress,
             Way::In => Hook::Ingress,
         };
-        batch.chain(table, &chain, hook, detour.device, Verdict::Accept);
+        batch.chain(table, &chain, (hook, DETOURS), detour.device, Verdict::Accept);
         for rule in rules(target, detour) {
             batch.rule(table, &chain, &rule);
         }
+        batch.chain(table, &last, (hook, LAST), detour.device, Verdict::Accept);
+        batch.rule(table, &last, &[is_marked(), vec![Step::SetMark(0)]].concat());
     }
     batch
 }
@@ -97,12 +105,7 @@ fn alive(ttl: Duration) -> Elements {
 fn rules(target: &Target, detour: &Detour<'_>) -> Vec<Vec<Step>> {
     let accept = Step::Verdict(Verdict::Accept);
     let mut rules = vec![
-        vec![
-            Step::Load(Key::Mark),
-            Step::Is(Compare::Equal, MARK.to_ne_bytes().to_vec()),
-            Step::SetMark(0),
-            accept.clone(),
-        ],
+        [is_marked(), vec![accept.clone()]].concat(),
         vec![Step::Load(Key::Protocol), Step::NotIn(ALIVE), accept.clone()],
     ];
     let neighbours = [
@@ -121,6 +124,10 @@ fn rules(target: &Target, detour: &Detour<'_>) -> Vec<Vec<Step>> {
         rules.push([concerned, vec![Step::Forward(detour.into)]].concat());
     }
     rules
+}
+
+fn is_marked() -> Vec<Step> {
+    vec![Step::Load(Key::Mark), Step::Is(Compare::Equal, MARK.to_ne_bytes().to_vec())]
 }
 
 /// What is spared, in as many rules as there are families.

@@ -1,13 +1,12 @@
 //! The thread of one detour: reads what comes, holds it as the fault wants, and sends it on.
 //!
 //! It sleeps until a packet comes or is due, and at the end of a wait looks at the clock instead: a wake-up is late by 50 us and more.
-//! It ends when its [`Line`] is dropped; what it held until then leaves first.
+//! It ends when its [`Line`] is finished or dropped; what it held until then leaves first.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender as Commands, SyncSender, TryRecvError, channel, sync_channel};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -20,6 +19,10 @@ use crate::sys;
 /// The last part of a wait is spent looking at the clock: it took the median of the error from 0.12-0.18 ms to 0.06-0.09 ms.
 /// Longer only burns the processor.
 const SPIN: Duration = Duration::from_micros(50);
+
+/// ppoll may be late by a thousandth of its wait, a two-hundredth for a process of positive niceness, whatever the timer slack is
+/// (`select_estimate_accuracy` in fs/select.c): 0.5 ms of 500. So a wait ends early by more, and what is left is waited for again.
+const SLACK_PART: u32 = 100;
 
 /// What a thread tells of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -41,28 +44,44 @@ enum Command {
 /// A running thread.
 #[derive(Debug)]
 pub(super) struct Line {
-    commands: Option<Commands<Command>>,
-    wake: Arc<OwnedFd>,
-    thread: Option<JoinHandle<()>>,
+    /// Before `wake`, which is dropped after it: then the thread finds that there is nobody.
+    commands: Commands<Command>,
+    wake: Wake,
+    finished: Receiver<()>,
 }
+
+#[derive(Debug)]
+struct Wake(Arc<OwnedFd>);
+
+/// Longest wait for a thread's answer: it gives one between two bursts, however little of a processor it gets.
+const ANSWER_MAX: Duration = Duration::from_millis(500);
+/// Longest wait for a thread to end: it gives itself [`super::engine::FINISH_MAX`].
+const FINISHED_MAX: Duration = Duration::from_millis(200);
 
 impl Line {
     /// # Errors
     /// When no thread or no descriptor can be had.
     pub(super) fn start(name: &str, setup: Setup) -> io::Result<Self> {
-        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let wake = Wake(Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?));
         let (commands, received) = channel();
-        let woken = Arc::clone(&wake);
-        let run = move || run(Engine::new(setup, sys::now()), &received, &woken);
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run)?;
-        Ok(Self { commands: Some(commands), wake, thread: Some(thread) })
+        let woken = Arc::clone(&wake.0);
+        let (finish, finished) = sync_channel(1);
+        let run = move || {
+            let mut engine = Engine::new(setup, sys::now());
+            run(&mut engine, &received, &woken);
+            // Nobody waits where the line was dropped.
+            let _ = finish.send(());
+        };
+        // It is not joined: closing its sockets takes it 20 ms each, in which the kernel waits for all its processors.
+        drop(std::thread::Builder::new().name(name.to_owned()).spawn(run)?);
+        Ok(Self { commands, wake, finished })
     }
 
-    /// What it has done so far. `None` when it is gone, which only a bug makes it.
+    /// What it has done so far. `None` when it is gone or stuck, which only a bug makes it.
     pub(super) fn ask(&self) -> Option<Told> {
         let (answer, told) = sync_channel(1);
         self.send(Command::Tell(answer));
-        told.recv().ok()
+        told.recv_timeout(ANSWER_MAX).ok()
     }
 
     /// `None`: nobody.
@@ -75,43 +94,46 @@ impl Line {
         self.send(Command::LetGo);
     }
 
+    /// Ends the thread, and returns when it has sent all that it had.
+    pub(super) fn finish(self) {
+        let Self { commands, wake, finished } = self;
+        drop(commands);
+        drop(wake);
+        // Too late or gone: there is nothing more to be done about it.
+        let _ = finished.recv_timeout(FINISHED_MAX);
+    }
+
     fn send(&self, command: Command) {
-        if let Some(commands) = &self.commands {
-            // Whoever needs to know that the thread is gone asks it something.
-            drop(commands.send(command));
-        }
-        self.wake();
-    }
-
-    fn wake(&self) {
-        // The counter cannot overflow before the thread reads it, and a full one wakes it as well.
-        let _ = rustix::io::write(&*self.wake, &1_u64.to_ne_bytes());
+        // Whoever needs to know that the thread is gone asks it something.
+        drop(self.commands.send(command));
+        stir(&self.wake.0);
     }
 }
 
-impl Drop for Line {
+/// Without it a thread that sleeps until a packet comes would not notice that its line was dropped.
+impl Drop for Wake {
     fn drop(&mut self) {
-        drop(self.commands.take());
-        self.wake();
-        if let Some(thread) = self.thread.take() {
-            // A panic in it has been printed, and there is nobody to tell.
-            drop(thread.join());
-        }
+        stir(&self.0);
     }
 }
 
-fn run(mut engine: Engine, commands: &Receiver<Command>, wake: &OwnedFd) {
+fn stir(wake: &OwnedFd) {
+    // The counter cannot overflow before the thread reads it, and a full one wakes it as well.
+    let _ = rustix::io::write(wake, &1_u64.to_ne_bytes());
+}
+
+fn run(engine: &mut Engine, commands: &Receiver<Command>, wake: &OwnedFd) {
     // Without it the kernel may add 50 us to every wait. Where it is refused, it does.
     let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
     loop {
-        if !obey(&mut engine, commands) {
+        if !obey(engine, commands) {
             break;
         }
         let now = sys::now();
         let busy = engine.take(now);
         engine.give(sys::now());
         if !busy {
-            wait(&engine, wake);
+            wait(engine, wake);
         }
     }
     engine.let_go();
@@ -136,7 +158,7 @@ fn wait(engine: &Engine, wake: &OwnedFd) {
     let timeout = match engine.next(sys::now()) {
         None => None,
         Some(left) if left <= SPIN => return std::hint::spin_loop(),
-        Some(left) => Some(left - SPIN),
+        Some(left) => Some((left - SPIN).saturating_sub(left / SLACK_PART)),
     };
     sleep(engine, Some(wake), timeout);
 }
@@ -158,6 +180,10 @@ pub(super) fn sleep(engine: &Engine, wake: Option<&OwnedFd>, timeout: Option<Dur
     });
     // Interrupted or not: the loop looks at everything again.
     let _ = poll(&mut fds, timeout.as_ref());
+    for fd in fds.iter().filter(|fd| fd.revents().contains(PollFlags::ERR)) {
+        // That the device went down or away. Unread it would end every sleep at once; sending says the same again.
+        let _ = rustix::net::sockopt::socket_error(fd);
+    }
     if let Some(wake) = wake {
         // It is there to end the sleep only; empty is as good.
         let _ = rustix::io::read(wake, &mut [0; 8]);

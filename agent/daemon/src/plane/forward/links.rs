@@ -23,6 +23,13 @@ pub(super) struct Known {
     pub sent_packets: u64,
 }
 
+impl Known {
+    /// Whether it has a hardware address of Ethernet's; that of `lo` is all zero, which no other device may have.
+    pub(super) fn has_address(&self) -> bool {
+        self.address.len() == 6 && self.address.iter().any(|byte| *byte != 0)
+    }
+}
+
 /// Reads a device.
 ///
 /// # Errors
@@ -67,7 +74,7 @@ pub(super) fn pair(net: &mut Netlink, [first, second]: [&str; 2], like: &Known) 
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
         ]),
     ];
-    if like.address.len() == 6 {
+    if like.has_address() {
         message.attributes.push(LinkAttribute::Address(like.address.clone()));
     }
     net.change(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)?;

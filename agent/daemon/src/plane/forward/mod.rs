@@ -12,23 +12,25 @@
 //! killed, the agent holds nothing up from that moment. It looks at an element with a timeout: when nobody renews, packets pass by themselves.
 //! Only the idle pair of devices is left for the guardian. (A filter of tc with mirred stays, and drops all once its target is gone.)
 //!
-//! A packet that a fault has let go carries [`filter::MARK`] and passes the filters of all faults: of two faults for the same packet the
-//! one that was put up first has it.
+//! A packet that a fault has let go carries a mark and passes the filters of all faults: of several faults for the same packet the one that
+//! was put up last has it, for the kernel asks the newest of equal filters first.
 
 mod arena;
 mod attributes;
-mod checksum;
 mod engine;
 mod filter;
 mod line;
 mod links;
 mod nft;
+mod probe;
+
+pub use self::probe::probe;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
-use troop_agent_core::fault::{Cidr, Fault, OffLimits, Selectors, Target};
+use troop_agent_core::fault::{Cidr, Direction, Fault, OffLimits, Selectors, Target};
 use troop_agent_core::lease::{LeaseId, Ttl};
 use troop_agent_core::shaper::{self, Bound};
 
@@ -45,7 +47,7 @@ use crate::undo::{Change, Journal, Report};
 
 /// Memory for held packets of one fault: 64 MB are 500 ms of a gigabit per second, and no instance is so small that it misses them.
 const HELD_MAX_BYTES: usize = 64 << 20;
-/// Devices times directions of one fault. Each is a thread and 16 MB of rings.
+/// Devices times directions of one fault. Each is a thread and 24 MB of rings.
 const DETOURS_MAX: usize = 8;
 /// Longest wait for packets that left their way just before the fault ended.
 const DRAIN_MAX: Duration = Duration::from_millis(50);
@@ -55,7 +57,6 @@ const DRAIN_LOOK: Duration = Duration::from_micros(200);
 /// See the module.
 #[derive(Debug)]
 pub struct ForwardPlane {
-    /// Before all other sockets: a process that dies closes them in their order, and packets must not be led where nobody reads.
     nft: Nft,
     net: Netlink,
     faults: BTreeMap<LeaseId, Up>,
@@ -91,7 +92,7 @@ impl ForwardPlane {
 
     /// Everything but the filter: nothing is held yet.
     fn prepare(&mut self, order: &Order, journal: &mut Journal, roads: &mut Vec<Road>) -> Result<(), PlaneError> {
-        let ways = ways(&order.fault);
+        let ways = ways(order.fault.direction);
         let count = ways.len() * order.devices.len();
         for device in &order.devices {
             for way in &ways {
@@ -115,9 +116,18 @@ impl ForwardPlane {
         let name = |end| format!("tr{:08x}{number}{end}", fingerprint(&order.lease));
         let pair = [name('a'), name('b')];
         let like = links::find(&mut self.net, &device.name).map_err(kernel(&format!("find {}", device.name)))?;
+        if !like.has_address() {
+            // A tunnel's packets have no Ethernet header to send them by. And from `lo`, where packets know their way before they go, the
+            // kernel takes those that have to ask for it as forged (no route_localnet).
+            return Err(cannot(format!("{}: it is no Ethernet device", device.name)));
+        }
         journal.before(&order.lease, &Change::Link { name: pair[0].clone() })?;
         let made = links::pair(&mut self.net, [&pair[0], &pair[1]], &like);
         let [index, end] = made.map_err(kernel(&format!("make the devices {}", pair[0])))?;
+        if effect.parts().corrupt.is_some() {
+            // A wrong bit must be under a checksum, or nobody sees that it is wrong; and one packet has it, not 44 in one frame.
+            sys::turn_off_offloads(&pair[0]).map_err(system("turn offloads off"))?;
+        }
         let out_of = match way {
             Way::Out => device.index,
             Way::In => {
@@ -159,13 +169,12 @@ impl Plane for ForwardPlane {
     }
 
     fn apply(&mut self, order: &Order, journal: &mut Journal) -> Result<(), PlaneError> {
-        let cannot = |what: String| Err(PlaneError::Cannot { plane: "forward", what });
-        let count = ways(&order.fault).len() * order.devices.len();
+        let count = ways(order.fault.direction).len() * order.devices.len();
         if count == 0 || count > DETOURS_MAX {
-            return cannot(format!("{count} devices and directions; 1 to {DETOURS_MAX} it can"));
+            return Err(cannot(format!("{count} devices and directions; 1 to {DETOURS_MAX} it can")));
         }
         if self.faults.contains_key(&order.lease) {
-            return cannot(format!("`{}` twice", order.lease));
+            return Err(cannot(format!("`{}` twice", order.lease)));
         }
         let mut roads = Vec::new();
         let table = format!("troop-{:08x}", fingerprint(&order.lease));
@@ -184,13 +193,18 @@ impl Plane for ForwardPlane {
     }
 
     fn renew(&mut self, lease: &LeaseId, ttl: Ttl, _elapsed: Duration) -> Result<(), PlaneError> {
-        let batch = filter::renewed(&self.up(lease)?.table, ttl.get());
-        self.commit("renew the filter", batch)
+        let up = self.up(lease)?;
+        let table = up.table.clone();
+        if up.roads.iter().any(|road| road.line.ask().is_none()) {
+            // Nobody reads there any more.
+            self.commit("take the filter down", filter::take_down(&table))?;
+            return Err(system("reach the thread of the fault")(io::ErrorKind::BrokenPipe.into()));
+        }
+        self.commit("renew the filter", filter::renewed(&table, ttl.get()))
     }
 
     fn retarget(&mut self, lease: &LeaseId, peers: &[Cidr]) -> Result<(), PlaneError> {
         let up = self.up(lease)?;
-        let cannot = |what: String| PlaneError::Cannot { plane: "forward", what };
         if up.target.selectors().peers.is_empty() {
             return Err(cannot("new peers for a fault that names none".to_owned()));
         }
@@ -215,9 +229,8 @@ impl Plane for ForwardPlane {
         }
         if let Some(up) = self.faults.remove(lease) {
             up.roads.iter().for_each(|road| road.line.let_go());
-            for road in up.roads {
-                await_rest(&mut self.net, &road);
-            }
+            up.roads.iter().for_each(|road| await_rest(&mut self.net, road));
+            up.roads.into_iter().for_each(|road| road.line.finish());
         }
         let mut report = Report::default();
         journal.undo(&lease.to_string(), &mut self.net, &mut report)?;
@@ -257,9 +270,9 @@ fn await_rest(net: &mut Netlink, road: &Road) {
     }
 }
 
-fn ways(fault: &Fault) -> Vec<Way> {
-    let egress = fault.direction.has_egress().then_some(Way::Out);
-    let ingress = fault.direction.has_ingress().then_some(Way::In);
+fn ways(direction: Direction) -> Vec<Way> {
+    let egress = direction.has_egress().then_some(Way::Out);
+    let ingress = direction.has_ingress().then_some(Way::In);
     egress.into_iter().chain(ingress).collect()
 }
 
@@ -297,6 +310,10 @@ fn seed() -> io::Result<u64> {
     let mut bytes = [0; 8];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
     Ok(u64::from_ne_bytes(bytes))
+}
+
+fn cannot(what: String) -> PlaneError {
+    PlaneError::Cannot { plane: "forward", what }
 }
 
 fn kernel(doing: &str) -> impl Fn(NetlinkError) -> PlaneError {
