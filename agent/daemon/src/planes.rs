@@ -3,10 +3,12 @@
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
 
+use troop_agent_core::fault::Direction;
+
 use crate::agent::in_full;
 use crate::config::HostPolicy;
 use crate::netlink::{Netlink, NetlinkError};
-use crate::plane::forward::ForwardPlane;
+use crate::plane::forward::{self, ForwardPlane};
 use crate::plane::{By, Device, Plane};
 
 /// What was found by trying.
@@ -39,7 +41,9 @@ pub fn available(policy: &HostPolicy) -> Available {
 }
 
 fn every() -> Vec<Result<Box<dyn Plane>, String>> {
-    let forward = ForwardPlane::open().map(|plane| Box::new(plane) as Box<dyn Plane>);
+    let forward = forward::probe(Direction::Both)
+        .and_then(|()| ForwardPlane::open())
+        .map(|plane| Box::new(plane) as Box<dyn Plane>);
     vec![forward.map_err(|e| format!("plane forward: {}", in_full(&e)))]
 }
 

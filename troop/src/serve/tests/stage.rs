@@ -151,6 +151,7 @@ impl State {
             Step::CancelEntry { instance, .. } => {
                 self.corpses.remove(instance);
             }
+            Step::Fault { .. } => return Err("the stage has no agents".to_owned()),
         }
         self.done.push(step.clone());
         self.settle();
