@@ -6,5 +6,6 @@
 //! **Invariant:** `unsafe` is in [`sys`] only, the clock is read in the agent's loop only.
 
 pub mod netlink;
+pub mod nft;
 pub mod plane;
 pub mod undo;
