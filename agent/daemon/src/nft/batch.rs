@@ -28,6 +28,12 @@ const TABLE_OWNED: u32 = 2;
 const SET_INTERVALS: u32 = 4;
 const SET_TIMEOUTS: u32 = 0x10;
 const APPEND: u16 = 0x800;
+/// For `nft list`, which takes keys for numbers in the network's order unless the set says otherwise: u8 type 0
+/// (`NFTNL_UDATA_SET_KEYBYTEORDER`), u8 length, u32 1.
+const SHOWN_IN_THE_MACHINES_ORDER: [u8; 6] = {
+    let [a, b, c, d] = 1_u32.to_ne_bytes();
+    [0, 4, a, b, c, d]
+};
 /// Elements in one message: with 80 bytes each a quarter of what its list may have.
 const ELEMENTS_MAX: usize = 200;
 
@@ -150,6 +156,9 @@ impl Batch {
             a.put_be(4, set.shown_as());
             a.put_be(5, set.key_bytes());
             a.put_be(10, id);
+            if set == Set::DevicesForATime {
+                a.put(13, &SHOWN_IN_THE_MACHINES_ORDER);
+            }
         });
     }
 

@@ -82,7 +82,7 @@ fn holds_a_fault_for_another_test() {
 /// A process with a fault that is up.
 fn held(stage: &Stage) -> Child {
     let folder = stage.folder.path();
-    let child = Command::new(std::env::current_exe().unwrap())
+    let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "endings::holds_a_fault_for_another_test", "--nocapture"])
         .env(HOLDER, folder)
         .spawn()
@@ -93,6 +93,8 @@ fn held(stage: &Stage) -> Child {
         }
         std::thread::sleep(MS * 50);
     }
+    child.kill().unwrap();
+    child.wait().unwrap();
     panic!("the fault did not come up");
 }
 
@@ -195,6 +197,7 @@ fn the_table_says_to_nft_what_it_does() {
     let expected = [
         "flags owner",
         "type iface_index",
+        "elements = { \"v0\" timeout 30s expires",
         "flags timeout",
         "elements = { 10.77.0.2 }",
         "elements = { fd77::2 }",

@@ -36,11 +36,16 @@ impl Stage {
             lines
         };
         let cable = format!("link add v0 netns {here} type veth peer name v1 netns {peer}\n");
-        batch("ip", &[], &format!("netns add {here}\nnetns add {peer}\n{cable}"));
+        batch("ip", &[], &format!("netns add {here}\nnetns add {peer}\n"));
+        for namespace in [&peer, &here] {
+            enter(namespace);
+            // Addresses that are tried out first would appear in the state some time later.
+            std::fs::write("/proc/sys/net/ipv6/conf/default/dad_transmits", "0").unwrap();
+        }
+        batch("ip", &[], &cable);
         batch("ip", &["-n", &here], &set_up("v0", &[&format!("{HERE}/24"), &format!("{HERE6}/64 nodad")]));
         let peers = [format!("{PEER}/24"), format!("{OTHER}/24"), format!("{PEER6}/64 nodad")];
         batch("ip", &["-n", &peer], &set_up("v1", &peers.each_ref().map(String::as_str)));
-        enter(&here);
         for peer in [PEER, OTHER, PEER6] {
             settle(peer);
         }
@@ -53,10 +58,6 @@ impl Stage {
 
     pub(crate) fn peer(&self) -> String {
         format!("{}-peer", self.name)
-    }
-
-    pub(crate) fn device(&self) -> Device {
-        device("v0")
     }
 
     pub(crate) fn journal_folder(&self) -> PathBuf {

@@ -204,9 +204,9 @@ fn clsact(net: &mut Netlink, journal: &mut Journal, order: &Order, device: &Devi
             // Another fault's. Whichever is healed last takes it away, so it stands with both.
             return Ok(journal.before(&order.lease, &change)?);
         }
-        let kind = there.attributes.iter().find_map(|a| match a {
-            TcAttribute::Kind(kind) => Some(kind.clone()),
-            _ => None,
+        let kind = there.attributes.iter().find_map(|attribute| {
+            let TcAttribute::Kind(kind) = attribute else { return None };
+            Some(kind.clone())
         });
         return Err(PlaneError::Foreign { device: device.name.clone(), found: kind.unwrap_or_default() });
     }
