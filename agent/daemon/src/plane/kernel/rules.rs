@@ -1,11 +1,13 @@
 //! A fault's table in nftables: which packets it hands to the lanes, and for how long.
 //!
-//!     table netdev troop-LEASE                     owned: it dies with this process
-//!       set lease  { devices, timeout TTL }        a process that stands still lets them expire
-//!       set peers4, peers6, local, remote          whom it concerns
-//!       chain egress-DEVICE  { egress hook;  oif @lease jump egress }
-//!       chain ingress-DEVICE { ingress hook; iif @lease jump ingress }
-//!       chain egress, ingress { off limits return; selectors fwd to LANE }
+//! ```text
+//! table netdev troop-LEASE                     owned: it dies with this process
+//!   set lease  { devices, timeout TTL }        a process that stands still lets them expire
+//!   set peers4, peers6, local, remote          whom it concerns
+//!   chain egress-DEVICE  { egress hook;  oif @lease jump egress }
+//!   chain ingress-DEVICE { ingress hook; iif @lease jump ingress }
+//!   chain egress, ingress { off limits return; selectors fwd to LANE }
+//! ```
 //!
 //! Renewing takes the devices out of the set and puts them in again, in one batch: only Linux 6.12 and newer give an element
 //! that is there a new timeout.
