@@ -12,7 +12,7 @@ use troop_agent::undo::{Journal, Place};
 use troop_agent_core::fault::{Direction, Ramp};
 
 use crate::orders::{DELAY, SPARED, TARGETED, delayed, effect, ordered, ttl};
-use crate::stage::{PEER, Stage, assert_takes, handshake_within, numbers, output, send_numbered};
+use crate::stage::{PEER, Stage, assert_same, assert_takes, handshake_within, numbers, output, send_numbered};
 use crate::{has_table, machine, plane, ready, tend};
 
 const MS: Duration = Duration::from_millis(1);
@@ -34,7 +34,7 @@ fn healing_leaves_the_host_as_it_was() {
         kernel.retarget(&order.lease, &[PEER.parse().unwrap()]).unwrap();
         kernel.heal(&order.lease, &mut journal).unwrap();
         tend(&mut kernel, &mut journal);
-        assert_eq!(stage.state(), before, "{direction:?}");
+        assert_same(&stage.state(), &before);
         assert_eq!(journal.leases().unwrap(), Vec::<String>::new());
         assert!(matches!(kernel.heal(&order.lease, &mut journal), Err(PlaneError::Unknown(_))));
     }
@@ -138,7 +138,7 @@ fn a_fault_is_gone_when_its_process_is_killed() {
     let report = journal.undo_all(&mut Netlink::route().unwrap()).unwrap();
     assert!(report.is_clean() && !report.undone.is_empty(), "{report:?}");
     assert_takes("undone", PEER, TARGETED, Duration::ZERO);
-    assert_eq!(stage.state(), before);
+    assert_same(&stage.state(), &before);
     let again = journal.undo_all(&mut Netlink::route().unwrap()).unwrap();
     assert!(again.is_clean() && again.undone.is_empty(), "{again:?}");
 }
@@ -152,7 +152,7 @@ fn a_fault_is_gone_when_its_process_stands_still_for_the_lease() {
     let process = Pid::from_raw(child.id().try_into().unwrap());
     assert_takes("before it stands still", PEER, TARGETED, DELAY);
     kill(process, Signal::SIGSTOP).unwrap();
-    let gone = until_gone(MS * 3_000);
+    let gone = until_gone(MS * 2_500);
     child.kill().unwrap();
     child.wait().unwrap();
     if has_table(&capability) {
@@ -178,7 +178,7 @@ fn a_fault_that_cannot_be_put_up_leaves_nothing() {
     order.devices.push(troop_agent::plane::Device { name: "nowhere".into(), index: 9_999 });
     let answer = kernel.apply(&order, &mut journal);
     assert!(matches!(answer, Err(PlaneError::Kernel { .. })), "{answer:?}");
-    assert_eq!(stage.state(), before);
+    assert_same(&stage.state(), &before);
     assert_eq!(journal.leases().unwrap(), Vec::<String>::new());
 }
 

@@ -16,7 +16,7 @@ mod stage;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use orders::ordered;
-use stage::Stage;
+use stage::{Stage, assert_same};
 use troop_agent::plane::Plane as _;
 use troop_agent::plane::kernel::{Capability, Kernel, probe};
 use troop_agent::undo::{Journal, Place};
@@ -78,7 +78,7 @@ fn probing_leaves_nothing() {
     let stage = Stage::new("probe");
     let before = stage.state();
     assert_eq!(probe().netem, Ok(()));
-    assert_eq!(stage.state(), before);
+    assert_same(&stage.state(), &before);
 }
 
 #[test]

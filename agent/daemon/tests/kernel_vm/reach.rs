@@ -8,7 +8,8 @@ use troop_agent_core::fault::{Direction, Loss, Parts, PortRange, Protocol, Selec
 
 use crate::orders::{DELAY, SPARED, TARGETED, delayed, effect, ordered, target};
 use crate::stage::{
-    HERE, OTHER, PEER, PEER6, Stage, assert_takes, batch, device, handshake_within, ip, numbers, output, send_numbered,
+    HERE, OTHER, PEER, PEER6, Stage, assert_same, assert_takes, batch, device, handshake_within, ip, numbers, output,
+    send_numbered,
 };
 use crate::{has_table, machine, plane, ready, tend};
 
@@ -128,7 +129,7 @@ fn two_faults_on_a_device_keep_apart() {
     assert_takes("two without one", PEER, SPARED, DELAY * 2);
     kernel.heal(&two.lease, &mut journal).unwrap();
     tend(&mut kernel, &mut journal);
-    assert_eq!(stage.state(), before);
+    assert_same(&stage.state(), &before);
 }
 
 #[test]
@@ -205,7 +206,7 @@ fn what_somebody_else_has_put_on_the_device_stays() {
     assert!(output("tc", &["qdisc", "show", "dev", "v0"]).contains("tbf 5: root"));
     kernel.heal(&order.lease, &mut journal).unwrap();
     tend(&mut kernel, &mut journal);
-    assert_eq!(stage.state(), before);
+    assert_same(&stage.state(), &before);
 
     output("tc", &["qdisc", "add", "dev", "v0", "clsact"]);
     let before = stage.state();
@@ -217,6 +218,6 @@ fn what_somebody_else_has_put_on_the_device_stays() {
     } else {
         assert!(matches!(answer, Err(PlaneError::Foreign { .. })), "{answer:?}");
     }
-    assert_eq!(stage.state(), before);
+    assert_same(&stage.state(), &before);
     assert_eq!(journal.leases().unwrap(), Vec::<String>::new());
 }

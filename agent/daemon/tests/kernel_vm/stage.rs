@@ -46,6 +46,7 @@ impl Stage {
         batch("ip", &["-n", &here], &set_up("v0", &[&format!("{HERE}/24"), &format!("{HERE6}/64 nodad")]));
         let peers = [format!("{PEER}/24"), format!("{OTHER}/24"), format!("{PEER6}/64 nodad")];
         batch("ip", &["-n", &peer], &set_up("v1", &peers.each_ref().map(String::as_str)));
+        link_local("v0");
         for peer in [PEER, OTHER, PEER6] {
             settle(peer);
         }
@@ -178,6 +179,34 @@ pub(crate) fn assert_takes(what: &str, address: &str, port: u16, asked: Duration
         }
     }
     panic!("{what}: medians of {found:.2?} ms, asked for {asked} ms");
+}
+
+/// Waits until the device has its link-local address, which it gets when the kernel has noticed the cable.
+fn link_local(device: &str) {
+    for _ in 0..200 {
+        let addresses = std::fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap();
+        // Address, number, prefix, scope, flags of which 40 is tentative, and name.
+        let has = |line: &str| {
+            let words: Vec<_> = line.split_whitespace().collect();
+            words[5] == device && words[0].starts_with("fe80") && u8::from_str_radix(words[4], 16).unwrap() & 0x40 == 0
+        };
+        if addresses.lines().any(has) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    panic!("{device} has no link-local address");
+}
+
+/// Asserts that a state is as it was, and says otherwise which lines are not.
+#[track_caller]
+pub(crate) fn assert_same(after: &str, before: &str) {
+    let missing = |from: &str, of: &str| -> Vec<String> {
+        let there: Vec<_> = of.lines().collect();
+        from.lines().filter(|line| !there.contains(line)).map(str::to_owned).collect()
+    };
+    let (new, gone) = (missing(after, before), missing(before, after));
+    assert!(after == before, "there is {new:#?} and there is no longer {gone:#?}");
 }
 
 /// Waits until the two ends know each other's hardware addresses: a refused handshake says so.

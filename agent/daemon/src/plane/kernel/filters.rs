@@ -13,7 +13,7 @@ use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use troop_agent_core::fault::{Cidr, Fault, LINK_LOCAL, OffLimits, PortRange, Protocol, SSH_PORT, protocol};
 
 use super::lane::TCA_OPTIONS;
-use super::rules::{Lanes, mask};
+use super::rules::{Lanes, NEIGHBOUR_DISCOVERY, mask};
 use crate::netlink::attributes::Attributes;
 use crate::netlink::{Netlink, NetlinkError};
 use crate::plane::{Device, Order, PlaneError};
@@ -36,7 +36,7 @@ mod flower {
     pub(super) const ACTIONS: u16 = 3;
     pub(super) const ETHER_TYPE: u16 = 8;
     pub(super) const PROTOCOL: u16 = 9;
-    /// The mask's number is one more, in IPv4 as in IPv6.
+    /// The mask's number is one more, as with the type of ICMPv6.
     pub(super) const IPV4_SOURCE: u16 = 10;
     pub(super) const IPV4_DESTINATION: u16 = 12;
     pub(super) const IPV6_SOURCE: u16 = 14;
@@ -44,6 +44,7 @@ mod flower {
     pub(super) const FLAGS: u16 = 47;
     pub(super) const FLAGS_MASK: u16 = 48;
     pub(super) const IS_FRAGMENT: u32 = 1;
+    pub(super) const ICMPV6_TYPE: u16 = 55;
     /// The last one's number is one more.
     pub(super) const SOURCE_FIRST: u16 = 87;
     pub(super) const DESTINATION_FIRST: u16 = 89;
@@ -250,6 +251,7 @@ struct Match {
     local: Option<PortRange>,
     remote: Option<PortRange>,
     fragment: bool,
+    icmpv6_type: Option<u8>,
 }
 
 fn spared(off_limits: &[OffLimits], version: u16) -> Vec<Match> {
@@ -265,6 +267,10 @@ fn spared(off_limits: &[OffLimits], version: u16) -> Vec<Match> {
                 spared.push(Match { peer: Some(Cidr::host(end.ip())), remote: PortRange::one(end.port()).ok(), ..tcp })
             }
         }
+    }
+    if version == ETHERNET_IPV6 {
+        let discovery = Match { protocol: Some(protocol::ICMPV6), ..Match::default() };
+        spared.extend(NEIGHBOUR_DISCOVERY.map(|kind| Match { icmpv6_type: Some(kind), ..discovery }));
     }
     spared.retain(|one| one.peer.is_none_or(|peer| of(peer) == version));
     spared
@@ -292,7 +298,7 @@ fn matches(fault: &Fault, version: u16, peers: &[Cidr]) -> Vec<Match> {
         for peer in &peers {
             for local in ports(&selectors.local_ports) {
                 for remote in ports(&selectors.remote_ports) {
-                    found.push(Match { peer: *peer, protocol, local, remote, fragment: false });
+                    found.push(Match { peer: *peer, protocol, local, remote, ..Match::default() });
                 }
             }
         }
@@ -340,6 +346,10 @@ impl Match {
                 a.put(kind, &range.first().to_be_bytes());
                 a.put(kind + 1, &range.last().to_be_bytes());
             }
+        }
+        if let Some(kind) = self.icmpv6_type {
+            a.put(flower::ICMPV6_TYPE, &[kind]);
+            a.put(flower::ICMPV6_TYPE + 1, &[u8::MAX]);
         }
         if self.fragment {
             a.put_be(flower::FLAGS, flower::IS_FRAGMENT);

@@ -10,7 +10,8 @@
 //! matter either what qdisc it has.
 //!
 //! Known limits: netem counts an offloaded packet of up to 64 KB as one, so loss hits bursts of a flow rather than segments; with
-//! [`Direction::Both`] each direction has its own lane and thus its own rate. ICMPv6 neighbour discovery is spared by the table.
+//! [`Direction::Both`] each direction has its own lane and thus its own rate. IPv6's neighbour discovery is
+//! spared, whatever is asked for.
 //!
 //! [`Direction::Both`]: troop_agent_core::fault::Direction::Both
 

@@ -24,7 +24,7 @@ use crate::plane::{Device, Order};
 
 /// Neighbours and routers are found by these ICMPv6 types (RFC 4861, section 4): router solicitation to redirect. A fault that
 /// held them would hurt every peer on the link.
-const NEIGHBOUR_DISCOVERY: std::ops::RangeInclusive<u8> = 133..=137;
+pub(super) const NEIGHBOUR_DISCOVERY: std::ops::RangeInclusive<u8> = 133..=137;
 const IPV4: [u8; 2] = [0x08, 0x00];
 const IPV6: [u8; 2] = [0x86, 0xdd];
 /// Flows are picked by hashes below this.
