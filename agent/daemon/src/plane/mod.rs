@@ -53,7 +53,7 @@ pub enum By {
 /// What a plane holds and has done for one fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Seen {
-    /// Packets that the fault has concerned.
+    /// Packets that the fault has concerned, as many as go on the wire where the plane can tell.
     pub concerned: u64,
     pub lost: u64,
     /// Held now.

@@ -239,7 +239,7 @@ pub(crate) fn send_numbered(address: &str, port: u16, count: u32, bytes: usize, 
 /// The numbers that arrive, with their times, until nothing has for `silence`.
 pub(crate) fn numbers(socket: &UdpSocket, silence: Duration) -> Vec<(u32, Instant)> {
     socket.set_read_timeout(Some(silence)).unwrap();
-    let mut datagram = [0; 2048];
+    let mut datagram = [0; 1 << 16];
     let mut all = Vec::new();
     while let Ok(length) = socket.recv(&mut datagram) {
         assert!(length >= 4);

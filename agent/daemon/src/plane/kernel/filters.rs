@@ -3,6 +3,8 @@
 //! Nothing of this ends by itself: it is the guardian's to undo. Putting clsact on a device costs it the packets of a moment
 //! (Linux 6.1 stops every queue of the device meanwhile), one more reason to prefer the table.
 //!
+//! Fragments, the first one too, have no ports to flower: a fault that names ports does not concern them.
+//!
 //! Wire format: linux/pkt_cls.h (`TCA_FLOWER_*`), linux/tc_act/tc_mirred.h and tc_gact.h.
 
 use std::net::IpAddr;

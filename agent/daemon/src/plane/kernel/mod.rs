@@ -1,8 +1,8 @@
 //! The kernel plane: netem on devices of our own, and packets led there.
 //!
-//! Each direction of a fault has a lane ([`lane`]): an IFB with netem, which sends packets on to where they came from. What leads
-//! them there is a table of nftables that dies with this process and whose elements expire ([`rules`]), or, where the kernel has
-//! none, filters that the guardian must undo ([`filters`]).
+//! Each direction of a fault has a lane (`lane`): an IFB with netem, which sends packets on to where they came from. What leads
+//! them there is a table of nftables that dies with this process and whose elements expire (`rules`), or, where the kernel has
+//! none, filters that the guardian must undo (`filters`).
 //!
 //! **Why not a prio qdisc at the device's root**, with netem in a band of its own: putting it there and taking it away stops every
 //! queue of the device, and whatever is sent meanwhile is lost, of flows too that no fault concerns; and all of the device's
@@ -11,7 +11,8 @@
 //!
 //! Known limits: netem counts an offloaded packet of up to 64 KB as one, so loss hits bursts of a flow rather than segments; with
 //! [`Direction::Both`] each direction has its own lane and thus its own rate. IPv6's neighbour discovery is
-//! spared, whatever is asked for.
+//! spared, whatever is asked for. Where a datagram is cut into fragments, the table reaches the first only, without which the
+//! others are of no use.
 //!
 //! [`Direction::Both`]: troop_agent_core::fault::Direction::Both
 
