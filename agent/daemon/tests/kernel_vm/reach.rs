@@ -5,7 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use troop_agent::plane::{Plane as _, PlaneError};
-use troop_agent_core::fault::{Direction, Loss, Parts, PortRange, Protocol, Selectors};
+use troop_agent_core::fault::{Direction, Loss, PEERS_MAX, Parts, PortRange, Protocol, Selectors};
 
 use crate::orders::{DELAY, SPARED, TARGETED, delayed, effect, ordered, target};
 use crate::stage::{
@@ -29,6 +29,30 @@ fn retargeting_moves_the_fault_to_other_peers() {
     assert_takes("the peer from before", PEER, TARGETED, Duration::ZERO);
     kernel.retarget(&order.lease, &[]).unwrap();
     assert_takes("without peers", OTHER, TARGETED, Duration::ZERO);
+    kernel.heal(&order.lease, &mut journal).unwrap();
+    tend(&mut kernel, &mut journal);
+}
+
+#[test]
+fn a_target_of_the_most_peers_fits_a_batch() {
+    let Some((_guard, capability)) = ready("many peers") else { return };
+    let stage = Stage::new("many");
+    let _listener = stage.listen(TARGETED);
+    let (mut kernel, mut journal) = plane(&stage, &capability);
+    let mut order = ordered("many");
+    // Every other address, so that none touches another: two keys each.
+    let mut peers: Vec<_> = (1..PEERS_MAX).map(|n| format!("fd99::{:x}", n * 2).parse().unwrap()).collect();
+    peers.push(PEER6.parse().unwrap());
+    order.fault.target = target(Selectors { peers: peers.clone(), ..Selectors::default() });
+    if !has_table(&capability) {
+        assert!(matches!(kernel.apply(&order, &mut journal), Err(PlaneError::Cannot { .. })));
+        return;
+    }
+    kernel.apply(&order, &mut journal).unwrap();
+    assert_takes("one of many", PEER6, TARGETED, DELAY);
+    peers.pop();
+    kernel.retarget(&order.lease, &peers).unwrap();
+    assert_takes("not one of many", PEER6, TARGETED, Duration::ZERO);
     kernel.heal(&order.lease, &mut journal).unwrap();
     tend(&mut kernel, &mut journal);
 }
