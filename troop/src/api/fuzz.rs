@@ -14,8 +14,9 @@ use troop_policies::plan::DayPlan;
 use super::limits::{REASON_CHARS_MAX, SPAN_MAX};
 use super::router::{REQUEST_BYTES_MAX, router, status};
 use super::types::{
-    Actor, AdoptedMark, AgentView, ApiError, ControlPlane, DeployAnswer, DeployRequest, ErrorKind, ExplainView, ImageView,
-    InstanceView, KillAnswer, KillRequest, LatencyRequest, LiveView, PushView, RollbackAnswer, RollbackRequest,
+    Actor, AdoptedMark, AgentView, ApiError, ControlPlane, DeployAnswer, DeployRequest, ErrorKind, ExplainView,
+    ImageView, InstanceView, KillAnswer, KillRequest, LatencyRequest, LiveView, PushView, RollbackAnswer,
+    RollbackRequest,
 };
 
 const ACTS: [&str; 8] = ["kill", "deploy", "rollback", "halt", "resume", "clear", "adopt", "latency"];
