@@ -320,6 +320,8 @@ impl Agent {
         if [backing.on_death, backing.on_hang].contains(&By::Guardian) {
             self.guard(lease)?;
         }
+        // One who does not let go stands still, and takes nothing away.
+        let _hold = self.journal.hold().map_err(|e| in_full(&e))?;
         let ttl = self.left(lease)?;
         let order = Order { lease: lease.clone(), fault, devices, ttl };
         self.beside.entry(lease.clone()).or_default().plane = Some(plane);

@@ -66,6 +66,7 @@ fn run(seed: u64) -> Outcome {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "trial::one_trial", "--nocapture", "--test-threads=1"])
         .env(SEED, seed.to_string())
+        .env("RUST_BACKTRACE", "0")
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
