@@ -247,13 +247,15 @@ fn answer(
     let (queue, waiting) = mpsc::channel::<Bytes>(256);
     tokio::spawn(async move {
         let mut body = request.into_body();
+        // The desk has it alone, so that it can hang up.
+        let mut queue = Some(queue);
         let mut buffer = Vec::new();
         while let Some(Ok(frame)) = body.frame().await {
             buffer.extend_from_slice(&frame.into_data().unwrap_or_default());
             while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = buffer.drain(..=end).collect();
                 let message = protocol::read::<FromAgent>(&line).and_then(FromAgent::checked).unwrap();
-                desk.lock().unwrap().hear(message, &queue);
+                desk.lock().unwrap().hear(message, queue.take());
             }
         }
     });
@@ -261,9 +263,9 @@ fn answer(
 }
 
 impl Desk {
-    fn hear(&mut self, message: FromAgent, queue: &mpsc::Sender<Bytes>) {
+    fn hear(&mut self, message: FromAgent, queue: Option<mpsc::Sender<Bytes>>) {
         if let FromAgent::Hello(hello) = &message {
-            self.queue = Some(queue.clone());
+            self.queue = queue;
             self.next = self.next.max(hello.highest_number + 1);
             self.send(&ToAgent::Welcome { version: VERSION });
             let number = self.number();
