@@ -225,8 +225,15 @@ impl Host {
         leases.iter().flat_map(|lease| self.give_up(lease, "the agent was told to end")).collect()
     }
 
-    /// What a measurement found.
-    pub fn measured(&mut self, lease: &LeaseId, phase: Phase, found: Measured) -> Vec<Do> {
+    /// What a measurement found. First what time has brought: a host that was frozen while it measured must not put up a fault
+    /// whose lease has lapsed.
+    pub fn measured(&mut self, lease: &LeaseId, phase: Phase, found: Measured, now: Moment) -> Vec<Do> {
+        let mut todo = self.poll(now);
+        todo.extend(self.found(lease, phase, found));
+        todo
+    }
+
+    fn found(&mut self, lease: &LeaseId, phase: Phase, found: Measured) -> Vec<Do> {
         let Some(live) = self.live.get_mut(lease) else { return Vec::new() };
         let story = &mut live.story;
         match (phase, story.at) {

@@ -62,9 +62,9 @@ fn story(todo: &[Do]) -> Story {
 fn up() -> Host {
     let mut host = host();
     let _begun = host.handle(grant(1), at(0), allowed);
-    let _applied = host.measured(&lease(), Phase::Baseline, rtt(300));
+    let _applied = host.measured(&lease(), Phase::Baseline, rtt(300), at(9));
     let _measuring = host.applied(&lease(), Ok("forward"), at(10));
-    let shown = host.measured(&lease(), Phase::Applied, rtt(200 * MS));
+    let shown = host.measured(&lease(), Phase::Applied, rtt(200 * MS), at(900));
     assert_eq!(story(&shown).at, Chapter::Up);
     host
 }
@@ -75,14 +75,14 @@ fn a_lease_goes_from_its_baseline_to_the_proof_that_it_is_gone() {
     let measure = |phase| Do::Measure { lease: lease(), phase, after: Duration::ZERO };
     let granted = Do::Answer { number: 1, answer: Answered::Granted };
     assert_eq!(host.handle(grant(1), at(0), allowed), [Do::Keep, granted, measure(Phase::Baseline)]);
-    let apply = host.measured(&lease(), Phase::Baseline, rtt(300));
+    let apply = host.measured(&lease(), Phase::Baseline, rtt(300), at(9));
     assert_eq!(apply.last(), Some(&Do::Apply { lease: lease() }));
     assert_eq!(host.applied(&lease(), Ok("forward"), at(10)), [measure(Phase::Applied)]);
-    assert_eq!(story(&host.measured(&lease(), Phase::Applied, rtt(200_300))).at, Chapter::Up);
+    assert_eq!(story(&host.measured(&lease(), Phase::Applied, rtt(200_300), at(900))).at, Chapter::Up);
     let ended = host.handle(end(2), at(1_000), allowed);
     assert_eq!(ended.last(), Some(&Do::Heal { lease: lease() }));
     assert_eq!(host.healed(&lease(), Ok(()), true, at(1_001)), [measure(Phase::Healed)]);
-    let over = story(&host.measured(&lease(), Phase::Healed, rtt(310)));
+    let over = story(&host.measured(&lease(), Phase::Healed, rtt(310), at(1_100)));
     assert_eq!((over.at, over.end, over.trouble.as_str()), (Chapter::Over, Some(End::Ended), ""));
     assert_eq!((over.baseline, over.applied, over.healed), (Some(rtt(300)), Some(rtt(200_300)), Some(rtt(310))));
     assert!(host.is_idle());
@@ -93,11 +93,11 @@ fn a_lease_goes_from_its_baseline_to_the_proof_that_it_is_gone() {
 fn a_fault_without_effect_is_healed_and_said_to_have_failed() {
     let mut host = host();
     let _begun = host.handle(grant(1), at(0), allowed);
-    let _apply = host.measured(&lease(), Phase::Baseline, rtt(300));
+    let _apply = host.measured(&lease(), Phase::Baseline, rtt(300), at(9));
     let _measure = host.applied(&lease(), Ok("forward"), at(10));
-    assert_eq!(host.measured(&lease(), Phase::Applied, rtt(50 * MS)), [Do::Heal { lease: lease() }]);
+    assert_eq!(host.measured(&lease(), Phase::Applied, rtt(50 * MS), at(15)), [Do::Heal { lease: lease() }]);
     let _measure = host.healed(&lease(), Ok(()), true, at(20));
-    let over = story(&host.measured(&lease(), Phase::Healed, rtt(300)));
+    let over = story(&host.measured(&lease(), Phase::Healed, rtt(300), at(1_100)));
     assert_eq!((over.at, over.end), (Chapter::Over, Some(End::GivenUp)));
     assert_eq!(over.trouble, "its effect could not be shown");
 }
@@ -106,7 +106,7 @@ fn a_fault_without_effect_is_healed_and_said_to_have_failed() {
 fn what_could_not_be_put_up_is_taken_down_all_the_same() {
     let mut host = host();
     let _begun = host.handle(grant(1), at(0), allowed);
-    let _apply = host.measured(&lease(), Phase::Baseline, rtt(300));
+    let _apply = host.measured(&lease(), Phase::Baseline, rtt(300), at(9));
     assert_eq!(host.applied(&lease(), Err("no room".to_owned()), at(1)), [Do::Heal { lease: lease() }]);
     let over = story(&host.healed(&lease(), Ok(()), false, at(2)));
     assert_eq!((over.at, over.trouble.as_str()), (Chapter::Over, "no room"));
@@ -134,6 +134,22 @@ fn a_lease_that_nobody_renews_lapses() {
 }
 
 #[test]
+fn a_host_that_was_frozen_while_it_measured_puts_nothing_up_whose_lease_has_lapsed() {
+    let mut host = host();
+    let _begun = host.handle(grant(1), at(0), allowed);
+    let over = host.measured(&lease(), Phase::Baseline, rtt(300), at(5_000));
+    assert!(matches!(over.as_slice(), [Do::Tell(_)]), "{over:?}");
+    assert_eq!((story(&over).at, story(&over).end), (Chapter::Over, Some(End::Lapsed)));
+
+    let mut host = self::host();
+    let _begun = host.handle(grant(1), at(0), allowed);
+    let _apply = host.measured(&lease(), Phase::Baseline, rtt(300), at(9));
+    let _measure = host.applied(&lease(), Ok("forward"), at(10));
+    let healed = host.measured(&lease(), Phase::Applied, rtt(200 * MS), at(5_000));
+    assert_eq!(healed, [Do::Heal { lease: lease() }]);
+}
+
+#[test]
 fn a_renewal_reaches_the_kernel_with_the_peers_of_now() {
     let mut host = up();
     let peers: Vec<Cidr> = vec!["10.0.0.2".parse().unwrap()];
@@ -158,7 +174,7 @@ fn an_end_before_anything_was_changed_changes_nothing() {
     let ended = host.handle(end(2), at(5), allowed);
     assert!(!ended.iter().any(|d| matches!(d, Do::Heal { .. })), "{ended:?}");
     assert_eq!(story(&ended).at, Chapter::Over);
-    assert_eq!(host.measured(&lease(), Phase::Baseline, rtt(300)), []);
+    assert_eq!(host.measured(&lease(), Phase::Baseline, rtt(300), at(9)), []);
 }
 
 #[test]

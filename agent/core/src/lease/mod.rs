@@ -221,6 +221,11 @@ impl Table {
         self.leases.values().map(|lease| lease.until).min()
     }
 
+    /// Until when a lease lives, unless it is renewed or ended. `None`: it lives no more.
+    pub fn until(&self, lease: &LeaseId) -> Option<Moment> {
+        self.leases.get(lease).map(|lease| lease.until)
+    }
+
     /// Ends every lease, and lets none begin until the same one resumes.
     pub fn halt(&mut self, halter: Halter, now: Moment) -> Vec<Effect> {
         let mut effects = self.expire(now);

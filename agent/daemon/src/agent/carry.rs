@@ -154,7 +154,7 @@ impl Agent {
         if let (Phase::Baseline, Some(beside)) = (found.phase, self.beside.get_mut(&found.lease)) {
             beside.probed = found.peer;
         }
-        let todo = self.host.measured(&found.lease, found.phase, found.measured);
+        let todo = self.host.measured(&found.lease, found.phase, found.measured, clock::now());
         self.carry_out(todo);
     }
 
@@ -243,7 +243,7 @@ impl Agent {
                 back: count(seen.concerned.saturating_sub(seen.lost)),
                 by: MeasuredBy::Plane,
             };
-            let todo = self.host.measured(lease, Phase::Applied, measured);
+            let todo = self.host.measured(lease, Phase::Applied, measured, now);
             self.carry_out(todo);
         }
     }
@@ -293,7 +293,7 @@ impl Agent {
                     let applied = self.apply(&lease);
                     self.host.applied(&lease, applied, clock::now())
                 }
-                Do::Renew { lease, ttl, elapsed } => self.renew(&lease, ttl, elapsed),
+                Do::Renew { lease, elapsed, .. } => self.renew(&lease, elapsed),
                 Do::Retarget { lease } => self.retarget(&lease),
                 Do::Heal { lease } => {
                     let healed = self.heal(&lease);
@@ -346,13 +346,15 @@ impl Agent {
     fn apply(&mut self, lease: &LeaseId) -> Result<&'static str, String> {
         let live = self.host.live(lease).ok_or("it has ended")?;
         let fault = fault_of(&live.spec, &live.peers, &self.ends).map_err(|e| e.to_string())?;
-        let ttl = live.ttl;
         let plane = choose(&self.planes, &fault)?;
         let devices = planes::devices(&self.policy).map_err(|e| in_full(&e))?;
         let backing = self.planes[plane].backing();
         if [backing.on_death, backing.on_hang].contains(&By::Guardian) {
-            self.guard(lease, ttl)?;
+            self.guard(lease)?;
         }
+        // One who does not let go stands still, and takes nothing away.
+        let _hold = self.journal.hold().map_err(|e| in_full(&e))?;
+        let ttl = self.left(lease)?;
         let order = Order { lease: lease.clone(), fault, devices, ttl };
         self.beside.entry(lease.clone()).or_default().plane = Some(plane);
         self.planes[plane].apply(&order, &mut self.journal).map_err(|e| in_full(&e))?;
@@ -360,17 +362,27 @@ impl Agent {
         Ok(self.planes[plane].name())
     }
 
-    fn renew(&mut self, lease: &LeaseId, ttl: Ttl, elapsed: Duration) -> Vec<Do> {
+    fn renew(&mut self, lease: &LeaseId, elapsed: Duration) -> Vec<Do> {
         let Some(plane) = self.beside.get(lease).and_then(|beside| beside.plane) else { return Vec::new() };
         if self.guardian.is_some()
-            && let Err(why) = self.guard(lease, ttl)
+            && let Err(why) = self.guard(lease)
         {
             return self.host.give_up(lease, &why);
         }
-        match self.planes[plane].renew(lease, ttl, elapsed) {
+        let renewed = self.left(lease).and_then(|ttl| {
+            self.planes[plane].renew(lease, ttl, elapsed).map_err(|why| in_full(&why))
+        });
+        match renewed {
             Ok(()) => Vec::new(),
-            Err(why) => self.host.give_up(lease, &in_full(&why)),
+            Err(why) => self.host.give_up(lease, &why),
         }
+    }
+
+    /// How long a lease lives from now on. The kernel and the guardian are told this, not how long it was when it was granted:
+    /// measuring takes its time, and so may the host.
+    fn left(&self, lease: &LeaseId) -> Result<Ttl, String> {
+        let until = self.host.table().until(lease).ok_or("its lease has ended")?;
+        Ttl::new(until.since(clock::now())).map_err(|_| "its lease has lapsed".to_owned())
     }
 
     fn retarget(&mut self, lease: &LeaseId) -> Vec<Do> {
@@ -417,8 +429,8 @@ impl Agent {
     }
 
     /// Sees to it that a guardian knows of the lease.
-    fn guard(&mut self, lease: &LeaseId, ttl: Ttl) -> Result<(), String> {
-        let until = clock::now().after(ttl.get());
+    fn guard(&mut self, lease: &LeaseId) -> Result<(), String> {
+        let until = self.host.table().until(lease).ok_or("its lease has ended")?;
         for fresh in [false, true] {
             if fresh || self.guardian.as_mut().is_none_or(|guardian| !guardian.is_there()) {
                 let (program, args) = &self.guardian_start;
@@ -436,9 +448,9 @@ impl Agent {
     /// Another guardian for all that is up.
     fn replace_guardian(&mut self) -> bool {
         self.guardian = None;
-        let leases: Vec<(LeaseId, Ttl)> =
-            self.beside.keys().filter_map(|lease| Some((lease.clone(), self.host.live(lease)?.ttl))).collect();
-        leases.iter().all(|(lease, ttl)| self.guard(lease, *ttl).is_ok())
+        let leases: Vec<LeaseId> =
+            self.beside.keys().filter(|lease| self.host.table().until(lease).is_some()).cloned().collect();
+        leases.iter().all(|lease| self.guard(lease).is_ok())
     }
 
     fn let_guardian_go(&mut self) {

@@ -75,6 +75,7 @@ impl AgentError {
 pub fn heal(state: &std::path::Path) -> Result<Report, AgentError> {
     let place = Place::here().map_err(|e| AgentError::System("see where this is", e))?;
     let mut journal = Journal::open(&journal_of(state), place)?;
+    let _hold = journal.hold()?;
     Ok(journal.undo_all(&mut Netlink::route()?)?)
 }
 

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use troop_agent_core::lease::LeaseId;
@@ -63,6 +64,17 @@ impl Report {
     }
 }
 
+/// A fault is put up within a tenth of a second; a second is for a busy host.
+const HOLD_EVERY: Duration = Duration::from_millis(10);
+const HOLD_TRIES: u32 = 100;
+
+/// See [`Journal::hold`].
+#[derive(Debug)]
+pub struct Hold {
+    /// The lock is the open file's.
+    _file: File,
+}
+
 /// See the module above.
 #[derive(Debug)]
 pub struct Journal {
@@ -78,6 +90,26 @@ impl Journal {
     pub fn open(folder: &Path, place: Place) -> Result<Self, JournalError> {
         fs::create_dir_all(folder).map_err(|source| JournalError { doing: "make", path: folder.into(), source })?;
         Ok(Self { folder: folder.into(), place })
+    }
+
+    /// Keeps the journal to this process until the answer is dropped: whoever puts a fault up holds it, and whoever undoes by hand, so
+    /// that nothing is made whose line has just been forgotten. `None` where its holder does not let go in time: one that stands still
+    /// must not keep anybody from undoing.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn hold(&self) -> Result<Option<Hold>, JournalError> {
+        let path = self.folder.join("lock");
+        let failed = |source| JournalError { doing: "lock", path: path.clone(), source };
+        let file = File::options().create(true).append(true).open(&path).map_err(failed)?;
+        for _ in 0..HOLD_TRIES {
+            match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Some(Hold { _file: file })),
+                Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => std::thread::sleep(HOLD_EVERY),
+                Err(error) => return Err(failed(error.into())),
+            }
+        }
+        Ok(None)
     }
 
     /// To be called before the change is made; on disk when it returns.
@@ -129,7 +161,11 @@ impl Journal {
         if failed {
             return Ok(());
         }
-        fs::remove_file(&path).map_err(|source| JournalError { doing: "remove", path, source })
+        match fs::remove_file(&path) {
+            // Somebody else has undone it at the same time.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.map_err(|source| JournalError { doing: "remove", path, source }),
+        }
     }
 
     /// Undoes everything of every fault.

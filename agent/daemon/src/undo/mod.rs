@@ -10,4 +10,4 @@ mod change;
 mod journal;
 
 pub use change::{Change, Undone};
-pub use journal::{Journal, JournalError, Place, Report};
+pub use journal::{Hold, Journal, JournalError, Place, Report};

@@ -45,12 +45,18 @@ pub(super) struct Detour<'a> {
     pub out_of: &'a str,
 }
 
-/// Makes the whole filter of a fault.
-pub(super) fn put_up(table: &str, target: &Target, detours: &[Detour<'_>], ttl: Duration) -> Batch {
+/// The table of a fault, with its lease and no rule yet.
+pub(super) fn leased(table: &str, ttl: Duration) -> Batch {
     let mut batch = Batch::default();
-    let selectors = target.selectors();
     batch.table(table);
     batch.set(table, ALIVE, 1, 2, &alive(ttl));
+    batch
+}
+
+/// All the rest of the filter of a fault.
+pub(super) fn put_up(table: &str, target: &Target, detours: &[Detour<'_>]) -> Batch {
+    let mut batch = Batch::default();
+    let selectors = target.selectors();
     let [peers_4, peers_6] = peers(&selectors.peers);
     batch.set(table, PEERS_4, 2, 4, &peers_4);
     batch.set(table, PEERS_6, 3, 16, &peers_6);

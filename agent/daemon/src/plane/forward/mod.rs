@@ -32,6 +32,7 @@ use std::time::Duration;
 
 use troop_agent_core::fault::{Cidr, Direction, Fault, OffLimits, Selectors, Target};
 use troop_agent_core::lease::{LeaseId, Ttl};
+use troop_agent_core::moment::Moment;
 use troop_agent_core::shaper::{self, Bound};
 
 use self::engine::Setup;
@@ -146,6 +147,18 @@ impl ForwardPlane {
         Ok(Road { way, device: device.name.clone(), pair, index, line })
     }
 
+    /// The filter, in two steps: first the lease, whose time the kernel counts from then on, and then the rules that ask for it. However
+    /// long this process stands still before, between and after them, no packet takes the detour when the lease has lapsed.
+    fn put_up(&mut self, table: &str, target: &Target, roads: &[Road], until: Moment) -> Result<(), PlaneError> {
+        let left = until.since(sys::now());
+        self.commit("put the lease up", filter::leased(table, left))?;
+        if sys::now() >= until {
+            return Err(cannot("what takes longer than its lease".to_owned()));
+        }
+        let detours: Vec<Detour<'_>> = roads.iter().map(Road::detour).collect();
+        self.commit("put the filter up", filter::put_up(table, target, &detours))
+    }
+
     fn up(&self, lease: &LeaseId) -> Result<&Up, PlaneError> {
         self.faults.get(lease).ok_or_else(|| PlaneError::Unknown(lease.clone()))
     }
@@ -176,13 +189,15 @@ impl Plane for ForwardPlane {
         if self.faults.contains_key(&order.lease) {
             return Err(cannot(format!("`{}` twice", order.lease)));
         }
+        let until = sys::now().after(order.ttl.get());
         let mut roads = Vec::new();
         let table = format!("troop-{:08x}", fingerprint(&order.lease));
-        let done = self.prepare(order, journal, &mut roads).and_then(|()| {
-            let detours: Vec<Detour<'_>> = roads.iter().map(Road::detour).collect();
-            self.commit("put the filter up", filter::put_up(&table, &order.fault.target, &detours, order.ttl.get()))
-        });
+        let done = self
+            .prepare(order, journal, &mut roads)
+            .and_then(|()| self.put_up(&table, &order.fault.target, &roads, until));
         if let Err(error) = done {
+            // Whatever of it there is.
+            drop(self.nft.commit(filter::take_down(&table)));
             drop(roads);
             // The first error is the one to tell; what could not be undone stays in the journal.
             drop(journal.undo(&order.lease.to_string(), &mut self.net, &mut Report::default()));
@@ -230,7 +245,12 @@ impl Plane for ForwardPlane {
         if let Some(up) = self.faults.remove(lease) {
             up.roads.iter().for_each(|road| road.line.let_go());
             up.roads.iter().for_each(|road| await_rest(&mut self.net, road));
-            up.roads.into_iter().for_each(|road| road.line.finish());
+            for road in up.roads {
+                road.line.finish();
+                // The journal says so as well, unless somebody who took this process for dead has emptied it.
+                let link = Change::Link { name: road.pair[0].clone() };
+                link.undo(&mut self.net).map_err(kernel(&format!("remove {link}")))?;
+            }
         }
         let mut report = Report::default();
         journal.undo(&lease.to_string(), &mut self.net, &mut report)?;
@@ -241,7 +261,12 @@ impl Plane for ForwardPlane {
     }
 
     fn seen(&mut self, lease: &LeaseId) -> Result<Seen, PlaneError> {
-        let told = self.up(lease)?.roads.iter().filter_map(|road| road.line.ask());
+        let up = self.faults.get(lease).ok_or_else(|| PlaneError::Unknown(lease.clone()))?;
+        for Road { pair: [first, _], .. } in &up.roads {
+            // Without it, whatever should take the detour is dropped, until the lease lapses.
+            links::find(&mut self.net, first).map_err(kernel(&format!("find {first}, which somebody has removed")))?;
+        }
+        let told = up.roads.iter().filter_map(|road| road.line.ask());
         Ok(told.map(|told| told.seen).fold(Seen::default(), together))
     }
 }

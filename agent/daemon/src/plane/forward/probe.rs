@@ -39,8 +39,8 @@ pub fn probe(direction: Direction) -> Result<(), PlaneError> {
         let ways = super::ways(direction);
         let detours: Vec<_> =
             ways.into_iter().map(|way: Way| Detour { way, device: PAIR[0], into: first, out_of: PAIR[1] }).collect();
-        let batch = filter::put_up(TABLE, &target, &detours[..], Duration::from_secs(1));
-        nft.commit(batch).map_err(kernel("put the filter up"))?;
+        nft.commit(filter::leased(TABLE, Duration::from_secs(1))).map_err(kernel("put the lease up"))?;
+        nft.commit(filter::put_up(TABLE, &target, &detours[..])).map_err(kernel("put the filter up"))?;
         nft.commit(filter::take_down(TABLE)).map_err(kernel("take the filter down"))
     });
     // Where it was not made there is nothing to remove, and what else fails is said by the step that made it.

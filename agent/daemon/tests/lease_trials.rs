@@ -1,0 +1,27 @@
+//! What holds a lease may die, stand still or fall silent at any moment: the fault is gone within the lease and a second,
+//! seen in the traffic of a host and a peer that each trial makes for itself.
+//!
+//! `TROOP_TRIALS` is how many (20), `TROOP_TRIALS_AT_ONCE` how many of them at a time (4), `TROOP_TRIALS_SEED` the first one's
+//! seed; each trial draws everything from its own. `TROOP_TRIALS_STRICT` asserts also what a machine in use cannot promise.
+#![cfg(test)]
+#![expect(clippy::print_stdout, reason = "figures that a reader of the run wants")]
+
+#[path = "trials/cause.rs"]
+mod cause;
+#[path = "trials/control.rs"]
+mod control;
+#[path = "trials/host.rs"]
+mod host;
+#[path = "trials/probe.rs"]
+mod probe;
+#[path = "trials/quiet.rs"]
+mod quiet;
+#[path = "trials/stop.rs"]
+mod stop;
+#[path = "trials/table.rs"]
+mod table;
+#[path = "trials/trial.rs"]
+mod trial;
+#[path = "forward/world.rs"]
+#[expect(dead_code, reason = "the tests of the forwarder need more of it")]
+mod world;

@@ -1,0 +1,167 @@
+//! One trial, in namespaces of its own: a fault, a cause, and what the traffic saw.
+
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use serde::{Deserialize, Serialize};
+use troop_agent_core::protocol::Chapter;
+
+use crate::cause::{Cause, Drawn, Phase, TTL};
+use crate::control::ControlPlane;
+use crate::host::{Host, Stream, pid};
+use crate::probe::{Probe, Probes, TARGETED, nanos};
+use crate::world::{PEER, World, in_namespaces, ms};
+
+/// Says which trial is meant.
+pub(crate) const SEED: &str = "TROOP_TEST_TRIAL";
+/// Before the line that says what was found.
+pub(crate) const MARK: &str = "@@ trial ";
+/// A fault may outlive its lease by a second.
+pub(crate) const GONE_MAX: Duration = Duration::from_secs(2);
+
+const LEASE: &str = "trial";
+
+/// What a trial found.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Found {
+    pub(crate) cause: String,
+    pub(crate) phase: String,
+    pub(crate) had_guardian: bool,
+    /// Whether the fault was seen after the cause.
+    pub(crate) was_up: bool,
+    /// From the cause to the first probe that went out after all delayed ones.
+    pub(crate) gone_us: u64,
+    pub(crate) slow_before: usize,
+    pub(crate) longest_untouched_us: u64,
+}
+
+/// Not a test but what [`crate::table`] runs.
+#[test]
+fn one_trial() {
+    let Some(seed) = std::env::var_os(SEED) else { return };
+    let drawn = Drawn::of(seed.to_str().unwrap().parse().unwrap());
+    in_namespaces("trial::one_trial", move |world| {
+        let found = run(&world, &drawn);
+        println!("{MARK}{}", serde_json::to_string(&found).unwrap());
+    });
+}
+
+fn run(world: &World, drawn: &Drawn) -> Found {
+    let longer = drawn.asked.longer();
+    world.echoes(PEER, TARGETED);
+    let mut control = ControlPlane::start(world.folder.path(), false);
+    let mut host = Host::start(world, &control);
+    let stream = Stream::start();
+    let probes = Probes::start(world);
+    reach(drawn, &mut control);
+    std::thread::sleep(drawn.after);
+
+    let (at, had_guardian) = befall(drawn, &mut control, &mut host);
+    if drawn.phase == Phase::BeforeGrant && drawn.cause == Cause::HaltFile {
+        control.grant(LEASE, &drawn.asked);
+    }
+    std::thread::sleep(GONE_MAX.saturating_sub(Duration::from_nanos(nanos() - at)) + ms(200));
+
+    let is_dead = matches!(drawn.cause, Cause::Agent | Cause::Guardian | Cause::Both);
+    if is_dead && drawn.restarts {
+        let said = control.said();
+        host.restart();
+        control.wait_for("the agent again", said, |line| line.starts_with("connected "));
+    } else if is_dead {
+        assert!(host.heal().wait().unwrap().success());
+    }
+    host.await_nothing_left();
+    std::thread::sleep(ms(300));
+    let probes = probes.stop();
+    assert!(stream.stop(), "the established connection broke");
+    if !(is_dead && !drawn.restarts || drawn.cause == Cause::Term) {
+        host.end();
+        host.await_nothing_left();
+    }
+    judge(drawn, &probes, at, longer, had_guardian)
+}
+
+/// Grants, and waits until the fault is as far as the trial wants it.
+fn reach(drawn: &Drawn, control: &mut ControlPlane) {
+    if drawn.phase == Phase::BeforeGrant {
+        return;
+    }
+    control.grant(LEASE, &drawn.asked);
+    match drawn.phase {
+        Phase::BeforeGrant | Phase::Baseline => {}
+        Phase::Applying => drop(control.wait_for_story(LEASE, |story| story.at >= Chapter::Applying)),
+        Phase::Up => control.wait_until_up(LEASE),
+        Phase::Healing => {
+            control.wait_until_up(LEASE);
+            control.end(LEASE);
+        }
+    }
+}
+
+/// Lets it happen. When, and whether there was a guardian.
+fn befall(drawn: &Drawn, control: &mut ControlPlane, host: &mut Host) -> (u64, bool) {
+    let guardian = host.guardian();
+    let mut at = nanos();
+    // It may have been dismissed since it was seen.
+    let to_guardian = |signal| guardian.map(|pid| kill(pid, signal));
+    match drawn.cause {
+        Cause::Agent => host.kill(),
+        Cause::Guardian => {
+            if to_guardian(Signal::SIGKILL).is_some() {
+                std::thread::sleep(drawn.between);
+                at = nanos();
+            }
+            host.kill();
+        }
+        Cause::Both => {
+            to_guardian(Signal::SIGKILL);
+            host.kill();
+        }
+        Cause::ControlPlane => {
+            control.child.kill().unwrap();
+            control.child.wait().unwrap();
+        }
+        Cause::Connection => kill(pid(&control.child), Signal::SIGSTOP).unwrap(),
+        Cause::Host => {
+            host.signal(Signal::SIGSTOP);
+            to_guardian(Signal::SIGSTOP);
+            std::thread::sleep(drawn.frozen);
+            host.signal(Signal::SIGCONT);
+            to_guardian(Signal::SIGCONT);
+        }
+        Cause::HaltFile => host.halt(),
+        Cause::HandHeal => assert!(host.heal().wait().unwrap().success()),
+        Cause::Term => host.end(),
+    }
+    (at, guardian.is_some())
+}
+
+fn judge(drawn: &Drawn, probes: &[Probe], at: u64, longer: Duration, had_guardian: bool) -> Found {
+    let is_slow = |probe: &&Probe| probe.is_slow(longer);
+    let after: Vec<&Probe> = probes.iter().filter(|probe| probe.sent >= at).collect();
+    let first_slow = after.iter().position(|probe| is_slow(probe));
+    let first_gone = after.iter().rposition(|probe| is_slow(probe)).map_or(0, |last| last + 1);
+    let gone = Duration::from_nanos(after.get(first_gone).expect("probes to the end").sent - at);
+    let untouched = probes.iter().map(|probe| probe.untouched().expect("none of the other port is lost"));
+    let longest_untouched = untouched.max().unwrap();
+    let slow_before = probes.iter().filter(|probe| probe.sent < at).filter(is_slow).count();
+    println!("{drawn:?}: gone after {gone:?}, the other port's longest {longest_untouched:?}");
+    if matches!(drawn.phase, Phase::Up | Phase::Healing) {
+        assert!(slow_before > 10, "the fault was not seen at all");
+    }
+    assert!(longest_untouched < longer / 2, "the other port waited {longest_untouched:?}");
+    assert!(gone <= TTL + Duration::from_secs(1), "gone only after {gone:?}");
+    if drawn.phase == Phase::BeforeGrant {
+        assert_eq!(first_slow, None, "a fault that was never granted");
+    }
+    let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap();
+    Found {
+        cause: drawn.cause.to_string(),
+        phase: format!("{:?}", drawn.phase),
+        had_guardian,
+        was_up: first_slow.is_some(),
+        gone_us: if first_slow.is_some() { micros(gone) } else { 0 },
+        slow_before,
+        longest_untouched_us: micros(longest_untouched),
+    }
+}
