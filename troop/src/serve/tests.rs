@@ -2,6 +2,7 @@
 //! it on one ledger.
 
 mod drills;
+mod faults;
 mod stage;
 
 use std::sync::Arc;
