@@ -369,9 +369,8 @@ impl Agent {
         {
             return self.host.give_up(lease, &why);
         }
-        let renewed = self.left(lease).and_then(|ttl| {
-            self.planes[plane].renew(lease, ttl, elapsed).map_err(|why| in_full(&why))
-        });
+        let renewed =
+            self.left(lease).and_then(|ttl| self.planes[plane].renew(lease, ttl, elapsed).map_err(|why| in_full(&why)));
         match renewed {
             Ok(()) => Vec::new(),
             Err(why) => self.host.give_up(lease, &why),
