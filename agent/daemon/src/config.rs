@@ -143,9 +143,9 @@ impl HostPolicy {
         Self::parse(&text).map_err(|what| ConfigError::Text { path: path.into(), what })
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let raw: Raw = toml::from_str(text).map_err(|error| {
-            let line = error.span().map(|span| text[..span.start.min(text.len())].lines().count().max(1));
+            let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
             let at = line.map_or_else(String::new, |line| format!("line {line}: "));
             format!("{at}{}", error.message())
         })?;

@@ -32,6 +32,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// long has nothing that could be hurt.
 const PLANE_MAX: Duration = Duration::from_secs(5);
 
+/// Why a fault ended that somebody took down.
+const HEALED: &str = "somebody has healed this host by hand";
+
 /// What an agent consists of.
 #[derive(Debug)]
 pub(super) struct Parts {
@@ -42,6 +45,8 @@ pub(super) struct Parts {
     pub(super) policy: HostPolicy,
     pub(super) guardian: (PathBuf, Vec<String>),
     pub(super) journal_folder: PathBuf,
+    /// There when somebody has healed by hand.
+    pub(super) mark: PathBuf,
     pub(super) measured: mpsc::Sender<Found>,
 }
 
@@ -76,6 +81,7 @@ pub(super) struct Agent {
     beside: BTreeMap<LeaseId, Beside>,
     guardian: Option<Guardian>,
     guardian_start: (PathBuf, Vec<String>),
+    mark: PathBuf,
     sender: Option<Sender>,
     /// The other ends of the agent's own connection.
     ends: Vec<SocketAddr>,
@@ -97,6 +103,7 @@ impl Agent {
             beside: BTreeMap::new(),
             guardian: None,
             guardian_start: (program, args),
+            mark: parts.mark,
             sender: None,
             ends: Vec::new(),
             measured: parts.measured,
@@ -132,6 +139,7 @@ impl Agent {
 
     pub(super) fn handle(&mut self, ordered: Ordered) {
         self.read_halt_file();
+        self.read_mark();
         let now = clock::now();
         let Self { host, policy, planes, ends, .. } = self;
         let todo = host.handle(ordered, now, |spec, peers, command| {
@@ -154,6 +162,7 @@ impl Agent {
     /// Looks at the clock, the planes, the guardian and the halt file.
     pub(super) fn look(&mut self) {
         self.read_halt_file();
+        self.read_mark();
         let now = clock::now();
         let todo = self.host.poll(now);
         self.carry_out(todo);
@@ -224,6 +233,20 @@ impl Agent {
         self.host_halted = halted;
         let todo = if halted { self.host.halt(clock::now()) } else { self.host.resume() };
         self.carry_out(todo);
+    }
+
+    /// Somebody has healed by hand: that is the end of whatever was there until then.
+    fn read_mark(&mut self) {
+        if !self.mark.exists() {
+            return;
+        }
+        let leases: Vec<LeaseId> = self.host.table().alive().cloned().collect();
+        for lease in leases {
+            let todo = self.host.give_up(&lease, HEALED);
+            self.carry_out(todo);
+        }
+        // Where it stays, nothing more is put up here.
+        drop(std::fs::remove_file(&self.mark));
     }
 
     fn carry_out(&mut self, todo: Vec<Do>) {
@@ -322,6 +345,9 @@ impl Agent {
         }
         // One who does not let go stands still, and takes nothing away.
         let _hold = self.journal.hold().map_err(|e| in_full(&e))?;
+        if self.mark.exists() {
+            return Err(HEALED.to_owned());
+        }
         let ttl = self.left(lease)?;
         let order = Order { lease: lease.clone(), fault, devices, ttl };
         self.beside.entry(lease.clone()).or_default().plane = Some(plane);
@@ -337,9 +363,8 @@ impl Agent {
         {
             return self.host.give_up(lease, &why);
         }
-        let renewed = self.left(lease).and_then(|ttl| {
-            self.planes[plane].renew(lease, ttl, elapsed).map_err(|why| in_full(&why))
-        });
+        let renewed =
+            self.left(lease).and_then(|ttl| self.planes[plane].renew(lease, ttl, elapsed).map_err(|why| in_full(&why)));
         match renewed {
             Ok(()) => Vec::new(),
             Err(why) => self.host.give_up(lease, &why),

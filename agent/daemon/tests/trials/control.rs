@@ -89,14 +89,15 @@ impl ControlPlane {
         if twice {
             command.env(TWICE, "1");
         }
-        let mut child =
-            command.env(SOCKET, &socket).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = command.env(SOCKET, &socket).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (words, lines) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
         let heard = Arc::new(Heard::default());
         let told = Arc::clone(&heard);
         std::thread::spawn(move || {
             for line in BufReader::new(lines).lines().map_while(Result::ok) {
-                let Some((at, text)) = line.split_once(MARK).and_then(|(_, said)| said.split_once(' ')) else { continue };
+                let Some((at, text)) = line.split_once(MARK).and_then(|(_, said)| said.split_once(' ')) else {
+                    continue;
+                };
                 told.lines.lock().unwrap().push((at.parse().unwrap(), text.to_owned()));
                 told.more.notify_all();
             }

@@ -86,7 +86,8 @@ impl Host {
         let guardian = numbers.find(|number| {
             let read = |file: &str| std::fs::read_to_string(format!("/proc/{number}/{file}")).unwrap_or_default();
             // The program's name may hold anything but ends with the last bracket.
-            let is_child = read("stat").rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1).map(str::to_owned));
+            let is_child =
+                read("stat").rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1).map(str::to_owned));
             is_child.as_deref() == Some(&agent) && read("cmdline").contains("\0guardian\0")
         });
         guardian.map(Pid::from_raw)
@@ -128,15 +129,16 @@ impl Host {
 
     /// Waits until everything is as it was before the agent came.
     pub(crate) fn await_nothing_left(&self) {
-        let mut now = String::new();
+        let mut more = Vec::new();
         for _ in 0..60 {
-            now = everything();
+            let now = everything();
             if now == self.before {
                 return;
             }
+            more = now.lines().filter(|line| !self.before.contains(line)).map(str::to_owned).collect();
             std::thread::sleep(ms(50));
         }
-        assert_eq!(now, self.before, "left behind");
+        panic!("left behind: {more:#?}");
     }
 }
 

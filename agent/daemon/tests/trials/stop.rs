@@ -36,7 +36,8 @@ fn a_fault_is_gone_at_once_when_it_is_ended_under_load() {
         for run in 0..runs {
             // From 100 ms to 6 s, as many short ones as long ones.
             let delay = ms(100 << (below(6))).min(ms(6_000)).max(ms(100 + below(5_900)) / 2);
-            let direction = [Direction::Egress, Direction::Ingress, Direction::Both][usize::try_from(below(3)).unwrap()];
+            let direction =
+                [Direction::Egress, Direction::Ingress, Direction::Both][usize::try_from(below(3)).unwrap()];
             let asked = Asked { delay, direction, port: TARGETED, ttl: Duration::from_secs(5) };
             let lease = format!("run-{run}");
             let granted = nanos();

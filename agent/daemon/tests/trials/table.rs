@@ -57,7 +57,9 @@ fn a_fault_is_gone_within_its_lease_and_a_second_whatever_dies_or_stands_still()
     println!("{}", table(&outcomes));
     let failed: Vec<u64> = outcomes.iter().filter(|(_, o)| matches!(o, Outcome::Failed(_))).map(|(s, _)| *s).collect();
     for seed in &failed {
-        println!("replay: {FIRST_SEED}={seed} {TRIALS}=1 cargo test -p troop-agent --test lease_trials a_fault_is_gone");
+        println!(
+            "replay: {FIRST_SEED}={seed} {TRIALS}=1 cargo test -p troop-agent --test lease_trials a_fault_is_gone"
+        );
     }
     assert_eq!(failed, Vec::<u64>::new(), "seeds of trials that failed");
 }
@@ -70,7 +72,8 @@ fn run(seed: u64) -> Outcome {
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    let found = said.lines().find_map(|line| line.split_once(MARK)).map(|(_, json)| serde_json::from_str(json).unwrap());
+    let found =
+        said.lines().find_map(|line| line.split_once(MARK)).map(|(_, json)| serde_json::from_str(json).unwrap());
     let skipped = said.lines().find_map(|line| line.find("skipped: ").map(|at| line[at..].to_owned()));
     match (output.status.success(), found, skipped) {
         (true, Some(found), _) => Outcome::Found(found),
@@ -93,9 +96,12 @@ fn table(outcomes: &[(u64, Outcome)]) -> String {
     let mut untouched = Vec::new();
     let mut guardians = 0;
     for cause in Cause::ALL {
-        let of: Vec<&Outcome> = outcomes.iter().filter(|(seed, _)| Drawn::of(*seed).cause == cause).map(|(_, o)| o).collect();
-        let found: Vec<&Found> =
-            of.iter().filter_map(|outcome| if let Outcome::Found(found) = outcome { Some(found) } else { None }).collect();
+        let of: Vec<&Outcome> =
+            outcomes.iter().filter(|(seed, _)| Drawn::of(*seed).cause == cause).map(|(_, o)| o).collect();
+        let found: Vec<&Found> = of
+            .iter()
+            .filter_map(|outcome| if let Outcome::Found(found) = outcome { Some(found) } else { None })
+            .collect();
         untouched.extend(found.iter().map(|found| Duration::from_micros(found.longest_untouched_us)));
         guardians += found.iter().filter(|found| found.had_guardian).count();
         let times: Vec<Duration> =
