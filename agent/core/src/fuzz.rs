@@ -157,9 +157,11 @@ pub fn netem(data: &[u8]) {
 mod tests {
     use std::path::Path;
 
+    type Target = fn(&[u8]);
+
     #[test]
     fn the_corpora_hold() {
-        let targets: [(&str, fn(&[u8])); 2] = [("frames", super::frames), ("netem", super::netem)];
+        let targets: [(&str, Target); 2] = [("frames", super::frames), ("netem", super::netem)];
         for (name, target) in targets {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fuzz/corpus").join(name);
             let inputs: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();

@@ -167,9 +167,11 @@ pub fn hostpolicy(data: &[u8]) {
 mod tests {
     use std::path::Path;
 
+    type Target = fn(&[u8]);
+
     #[test]
     fn the_corpora_hold() {
-        let targets: [(&str, fn(&[u8])); 2] = [("packets", super::packets), ("hostpolicy", super::hostpolicy)];
+        let targets: [(&str, Target); 2] = [("packets", super::packets), ("hostpolicy", super::hostpolicy)];
         for (name, target) in targets {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fuzz/corpus").join(name);
             let inputs: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();

@@ -1,5 +1,6 @@
 //! The agent as a real process, beside whoever tests it.
 
+use std::ffi::OsString;
 use std::io::{Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::unix::process::ExitStatusExt as _;
@@ -16,7 +17,10 @@ use crate::control::ControlPlane;
 use crate::probe::TARGETED;
 use crate::world::{PEER, World, connect, ms, run, state, wait_until};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_troop-agent");
+/// The agent that was built with the tests, unless another is named: one of a release, say.
+fn program() -> OsString {
+    std::env::var_os("TROOP_TRIALS_AGENT").unwrap_or_else(|| env!("CARGO_BIN_EXE_troop-agent").into())
+}
 
 /// A host's agent, its folder and its policy.
 #[derive(Debug)]
@@ -99,7 +103,7 @@ impl Host {
 
     /// `troop-agent heal`, by hand.
     pub(crate) fn heal(&self) -> Child {
-        let mut command = Command::new(PROGRAM);
+        let mut command = Command::new(program());
         command.arg("heal").arg("--state").arg(self.folder.join("state"));
         command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
     }
@@ -151,7 +155,7 @@ impl Drop for Host {
 }
 
 fn spawn(folder: &std::path::Path, socket: &std::path::Path) -> Child {
-    let mut command = Command::new(PROGRAM);
+    let mut command = Command::new(program());
     command.arg("run").arg("--to").arg(format!("unix:{}", socket.display())).args(["--instance", "local/r1/i-1"]);
     for (argument, file) in [("--token-file", "token"), ("--state", "state"), ("--config", "agent.toml")] {
         command.arg(argument).arg(folder.join(file));

@@ -116,8 +116,9 @@ fn an_idle_agent_costs_nothing_worth_measuring() {
         let (memory, tasks) = (host.resident_kb(), host.tasks());
         println!("idle for 10 s, connected: {per_second:.2} wake-ups/s, {memory} KB resident, {tasks} threads");
         assert!(per_second < 1.0, "{per_second} wake-ups/s");
-        // An unoptimised program is four times as large.
-        assert!(cfg!(debug_assertions) || memory < 8 * 1_024, "{memory} KB");
+        // An unoptimised program is half as large again.
+        let is_release = !cfg!(debug_assertions) || std::env::var_os("TROOP_TRIALS_AGENT").is_some();
+        assert!(!is_release || memory < 8 * 1_024, "{memory} KB");
         host.end();
     });
 }

@@ -139,8 +139,8 @@ fn befall(drawn: &Drawn, control: &mut ControlPlane, host: &mut Host) -> (u64, b
 fn judge(drawn: &Drawn, probes: &[Probe], at: u64, longer: Duration, had_guardian: bool) -> Found {
     let is_slow = |probe: &&Probe| probe.is_slow(longer);
     let after: Vec<&Probe> = probes.iter().filter(|probe| probe.sent >= at).collect();
-    let first_slow = after.iter().position(|probe| is_slow(probe));
-    let first_gone = after.iter().rposition(|probe| is_slow(probe)).map_or(0, |last| last + 1);
+    let first_slow = after.iter().position(is_slow);
+    let first_gone = after.iter().rposition(is_slow).map_or(0, |last| last + 1);
     let gone = Duration::from_nanos(after.get(first_gone).expect("probes to the end").sent - at);
     let untouched = probes.iter().map(|probe| probe.untouched().expect("none of the other port is lost"));
     let longest_untouched = untouched.max().unwrap();
