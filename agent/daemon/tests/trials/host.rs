@@ -42,6 +42,8 @@ impl Host {
         );
         std::fs::write(folder.join("agent.toml"), policy).unwrap();
         std::fs::write(folder.join("token"), "token").unwrap();
+        // The kernel adds it a little after the address.
+        wait_until("the last route", || run("ip", "-6 route show table local").contains("fd00::1"));
         let (before, socket) = (everything(), control.socket.clone());
         let agent = spawn(&folder, &socket);
         control.wait_for("the agent", 0, |line| line.starts_with("connected "));
