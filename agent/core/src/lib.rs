@@ -7,6 +7,8 @@
 
 pub mod distribution;
 pub mod fault;
+#[cfg(any(feature = "fuzzing", test))]
+pub mod fuzz;
 pub mod host;
 pub mod lease;
 pub mod moment;

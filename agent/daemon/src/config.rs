@@ -143,7 +143,7 @@ impl HostPolicy {
         Self::parse(&text).map_err(|what| ConfigError::Text { path: path.into(), what })
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let raw: Raw = toml::from_str(text).map_err(|error| {
             let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
             let at = line.map_or_else(String::new, |line| format!("line {line}: "));

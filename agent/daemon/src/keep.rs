@@ -25,8 +25,13 @@ impl KeepError {
     }
 }
 
+/// By how much the number on disk is ahead of the one that was used: a renewal then waits for no disk, most of the time. After a
+/// restart none of those between is taken, and the control plane is told to go on behind them.
+const AHEAD: u64 = 1_000;
+
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 struct Kept {
+    /// No number that was used is greater.
     highest_number: u64,
     halted_by_control_plane: bool,
 }
@@ -70,10 +75,10 @@ impl Keep {
     /// # Errors
     /// [`KeepError`].
     pub fn keep(&mut self, table: &Table) -> Result<(), KeepError> {
-        let kept = Kept {
-            highest_number: table.highest_number().0,
-            halted_by_control_plane: table.halts().contains(&Halter::ControlPlane),
-        };
+        let used = table.highest_number().0;
+        let ahead = if used > self.last.highest_number { used.saturating_add(AHEAD) } else { self.last.highest_number };
+        let kept =
+            Kept { highest_number: ahead, halted_by_control_plane: table.halts().contains(&Halter::ControlPlane) };
         if kept == self.last {
             return Ok(());
         }
@@ -108,6 +113,25 @@ mod tests {
         assert_eq!(later.halts(), &BTreeSet::from([Halter::ControlPlane]));
         let replayed = later.handle(CommandNumber(41), Command::Resume, now);
         assert_eq!(replayed.answer, Answer::Refused(Refusal::Stale));
+        let next = later.highest_number().0 + 1;
+        assert_eq!(later.handle(CommandNumber(next), Command::Resume, now).answer, Answer::Resumed);
+    }
+
+    #[test]
+    fn a_number_is_on_disk_before_it_is_used_and_most_are_there_already() {
+        let dir = tempfile::tempdir().unwrap();
+        let now = Moment::from_millis(1);
+        let mut keep = Keep::open(dir.path()).unwrap();
+        let mut table = keep.table(now);
+        let mut written = 0;
+        for number in 1..3_000 {
+            drop(table.handle(CommandNumber(number), Command::Resume, now));
+            let before = keep.last.clone();
+            keep.keep(&table).unwrap();
+            written += u32::from(keep.last != before);
+            assert!(Keep::open(dir.path()).unwrap().last.highest_number >= number);
+        }
+        assert_eq!(written, 3);
     }
 
     #[test]

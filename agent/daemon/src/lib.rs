@@ -10,6 +10,8 @@ pub mod channel;
 pub mod cli;
 mod clock;
 pub mod config;
+#[cfg(any(feature = "fuzzing", test))]
+pub mod fuzz;
 pub mod guardian;
 pub mod keep;
 mod measure;

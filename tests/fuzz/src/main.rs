@@ -16,7 +16,7 @@ mod targets {
 
     type Target = fn(&[u8]);
 
-    const TARGETS: [(&str, Target); 8] = [
+    const TARGETS: [(&str, Target); 12] = [
         ("policy", troop_policies::fuzz::policy),
         ("values", troop_policies::fuzz::values),
         ("names", troop_policies::fuzz::names),
@@ -25,6 +25,10 @@ mod targets {
         ("manifest", troop_cloud::local::fuzz::manifest),
         ("tarball", troop_cloud::local::fuzz::tarball),
         ("api", troop::api::fuzz::api),
+        ("frames", troop_agent_core::fuzz::frames),
+        ("netem", troop_agent_core::fuzz::netem),
+        ("packets", troop_agent::fuzz::packets),
+        ("hostpolicy", troop_agent::fuzz::hostpolicy),
     ];
 
     static CHOSEN: LazyLock<Target> = LazyLock::new(|| {

@@ -32,9 +32,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// long has nothing that could be hurt.
 const PLANE_MAX: Duration = Duration::from_secs(5);
 
-/// How often, and how many times, an agent that ends looks whether everything held has left: for five seconds.
-const TEND_EVERY: Duration = Duration::from_millis(50);
-const END_TENDS: u32 = 100;
+/// Why a fault ended that somebody took down.
+const HEALED: &str = "somebody has healed this host by hand";
 
 /// What an agent consists of.
 #[derive(Debug)]
@@ -46,6 +45,8 @@ pub(super) struct Parts {
     pub(super) policy: HostPolicy,
     pub(super) guardian: (PathBuf, Vec<String>),
     pub(super) journal_folder: PathBuf,
+    /// There when somebody has healed by hand.
+    pub(super) mark: PathBuf,
     pub(super) measured: mpsc::Sender<Found>,
 }
 
@@ -80,13 +81,12 @@ pub(super) struct Agent {
     beside: BTreeMap<LeaseId, Beside>,
     guardian: Option<Guardian>,
     guardian_start: (PathBuf, Vec<String>),
+    mark: PathBuf,
     sender: Option<Sender>,
     /// The other ends of the agent's own connection.
     ends: Vec<SocketAddr>,
     measured: mpsc::Sender<Found>,
     host_halted: bool,
-    /// Whether a plane may have something left of what it healed.
-    tends: bool,
 }
 
 impl Agent {
@@ -103,11 +103,11 @@ impl Agent {
             beside: BTreeMap::new(),
             guardian: None,
             guardian_start: (program, args),
+            mark: parts.mark,
             sender: None,
             ends: Vec::new(),
             measured: parts.measured,
             host_halted: false,
-            tends: false,
         }
     }
 
@@ -116,7 +116,7 @@ impl Agent {
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.host.is_idle() && !self.tends
+        self.host.is_idle()
     }
 
     pub(super) fn next_deadline(&self) -> Option<Moment> {
@@ -139,6 +139,7 @@ impl Agent {
 
     pub(super) fn handle(&mut self, ordered: Ordered) {
         self.read_halt_file();
+        self.read_mark();
         let now = clock::now();
         let Self { host, policy, planes, ends, .. } = self;
         let todo = host.handle(ordered, now, |spec, peers, command| {
@@ -161,6 +162,7 @@ impl Agent {
     /// Looks at the clock, the planes, the guardian and the halt file.
     pub(super) fn look(&mut self) {
         self.read_halt_file();
+        self.read_mark();
         let now = clock::now();
         let todo = self.host.poll(now);
         self.carry_out(todo);
@@ -168,7 +170,6 @@ impl Agent {
         for lease in leases {
             self.look_at(&lease, now);
         }
-        self.tend();
         let guardian_died = self.guardian.as_mut().is_some_and(|guardian| !guardian.is_there());
         if guardian_died && !self.replace_guardian() {
             let leases: Vec<LeaseId> = self.beside.keys().cloned().collect();
@@ -183,32 +184,8 @@ impl Agent {
     pub(super) fn end(&mut self) {
         let todo = self.host.end_all();
         self.carry_out(todo);
-        // Packets that are held still leave in their time; those of a delay of a minute are the next agent's to see off.
-        for _ in 0..END_TENDS {
-            self.tend();
-            if !self.tends {
-                break;
-            }
-            std::thread::sleep(TEND_EVERY);
-        }
         if let Some(guardian) = self.guardian.take() {
             guardian.dismiss();
-        }
-    }
-
-    fn tend(&mut self) {
-        if !self.tends {
-            return;
-        }
-        self.tends = false;
-        for plane in &mut self.planes {
-            match plane.tend(&mut self.journal) {
-                Ok(left) => self.tends |= left,
-                Err(why) => {
-                    tracing::warn!(plane = plane.name(), why = %in_full(&why), "what is left of a fault cannot be taken down");
-                    self.tends = true;
-                }
-            }
         }
     }
 
@@ -256,6 +233,20 @@ impl Agent {
         self.host_halted = halted;
         let todo = if halted { self.host.halt(clock::now()) } else { self.host.resume() };
         self.carry_out(todo);
+    }
+
+    /// Somebody has healed by hand: that is the end of whatever was there until then.
+    fn read_mark(&mut self) {
+        if !self.mark.exists() {
+            return;
+        }
+        let leases: Vec<LeaseId> = self.host.table().alive().cloned().collect();
+        for lease in leases {
+            let todo = self.host.give_up(&lease, HEALED);
+            self.carry_out(todo);
+        }
+        // Where it stays, nothing more is put up here.
+        drop(std::fs::remove_file(&self.mark));
     }
 
     fn carry_out(&mut self, todo: Vec<Do>) {
@@ -354,6 +345,9 @@ impl Agent {
         }
         // One who does not let go stands still, and takes nothing away.
         let _hold = self.journal.hold().map_err(|e| in_full(&e))?;
+        if self.mark.exists() {
+            return Err(HEALED.to_owned());
+        }
         let ttl = self.left(lease)?;
         let order = Order { lease: lease.clone(), fault, devices, ttl };
         self.beside.entry(lease.clone()).or_default().plane = Some(plane);
@@ -402,12 +396,16 @@ impl Agent {
 
     fn heal(&mut self, lease: &LeaseId) -> Result<(), String> {
         let plane = self.beside.get(lease).and_then(|beside| beside.plane);
-        match plane.map(|plane| self.planes[plane].heal(lease, &mut self.journal)) {
-            // What it holds longer than a call may wait leaves in its time; nothing new is held.
-            Some(Ok(())) => self.tends = true,
-            // It never took it, or cannot take it down: whatever the journal holds is undone.
-            None | Some(Err(PlaneError::Unknown(_))) => self.undo(lease)?,
-            Some(Err(why)) => self.undo(lease).map_err(|more| format!("{}; {more}", in_full(&why)))?,
+        let by_plane = match plane.map(|plane| self.planes[plane].heal(lease, &mut self.journal)) {
+            // Refused before it changed anything.
+            None | Some(Ok(()) | Err(PlaneError::Unknown(_))) => Ok(()),
+            Some(Err(why)) => Err(in_full(&why)),
+        };
+        // Whatever the plane did or forgot: what the journal holds is undone.
+        let by_journal = self.undo(lease);
+        match (by_plane, by_journal) {
+            (_, Ok(())) => {}
+            (Ok(()), Err(why)) | (Err(_), Err(why)) => return Err(why),
         }
         if let Some(guardian) = &mut self.guardian {
             // A guardian that cannot hear finds nothing to undo.

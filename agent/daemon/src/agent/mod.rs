@@ -4,7 +4,7 @@
 mod carry;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -68,19 +68,31 @@ impl AgentError {
     }
 }
 
-/// What is left of an earlier agent, undone.
+/// What an agent has left, undone by hand: one that runs ends its faults as well, also those that it was only about to put up.
 ///
 /// # Errors
 /// [`AgentError`] when it cannot be told.
-pub fn heal(state: &std::path::Path) -> Result<Report, AgentError> {
+pub fn heal(state: &Path) -> Result<Report, AgentError> {
+    undo(state, || std::fs::write(mark_of(state), ""))
+}
+
+/// What is left of an earlier agent, undone. `and`: what is to be done before anybody puts up something new.
+fn undo(state: &Path, and: impl FnOnce() -> io::Result<()>) -> Result<Report, AgentError> {
     let place = Place::here().map_err(|e| AgentError::System("see where this is", e))?;
     let mut journal = Journal::open(&journal_of(state), place)?;
     let _hold = journal.hold()?;
-    Ok(journal.undo_all(&mut Netlink::route()?)?)
+    let report = journal.undo_all(&mut Netlink::route()?)?;
+    and().map_err(|e| AgentError::System("mark that it was healed by hand", e))?;
+    Ok(report)
+}
+
+/// There since somebody has healed by hand, until the agent has seen it.
+fn mark_of(state: &Path) -> PathBuf {
+    state.join("healed")
 }
 
 /// Where the journal is, in an agent's folder.
-pub fn journal_of(state: &std::path::Path) -> PathBuf {
+pub fn journal_of(state: &Path) -> PathBuf {
     state.join("undo")
 }
 
@@ -110,7 +122,10 @@ pub fn capabilities(planes: &[Box<dyn Plane>], lacks: Vec<String>, policy: &Host
 pub async fn run(setup: Setup) -> Result<(), AgentError> {
     let policy = HostPolicy::read(&setup.config)?;
     let mut keep = Keep::open(&setup.state)?;
-    let report = heal(&setup.state)?;
+    let report = undo(&setup.state, || match std::fs::remove_file(mark_of(&setup.state)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    })?;
     if !report.failed.is_empty() {
         return Err(AgentError::Left { left: report.failed.len() });
     }
@@ -128,6 +143,7 @@ pub async fn run(setup: Setup) -> Result<(), AgentError> {
         planes: found.planes,
         policy,
         guardian: setup.guardian.clone(),
+        mark: mark_of(&setup.state),
         journal_folder: journal_of(&setup.state),
         measured: tell,
     });

@@ -1,5 +1,6 @@
 //! The agent as a real process, beside whoever tests it.
 
+use std::ffi::OsString;
 use std::io::{Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::unix::process::ExitStatusExt as _;
@@ -16,7 +17,10 @@ use crate::control::ControlPlane;
 use crate::probe::TARGETED;
 use crate::world::{PEER, World, connect, ms, run, state, wait_until};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_troop-agent");
+/// The agent that was built with the tests, unless another is named: one of a release, say.
+fn program() -> OsString {
+    std::env::var_os("TROOP_TRIALS_AGENT").unwrap_or_else(|| env!("CARGO_BIN_EXE_troop-agent").into())
+}
 
 /// A host's agent, its folder and its policy.
 #[derive(Debug)]
@@ -38,6 +42,8 @@ impl Host {
         );
         std::fs::write(folder.join("agent.toml"), policy).unwrap();
         std::fs::write(folder.join("token"), "token").unwrap();
+        // The kernel adds it a little after the address.
+        wait_until("the last route", || run("ip", "-6 route show table local").contains("fd00::1"));
         let (before, socket) = (everything(), control.socket.clone());
         let agent = spawn(&folder, &socket);
         control.wait_for("the agent", 0, |line| line.starts_with("connected "));
@@ -99,7 +105,7 @@ impl Host {
 
     /// `troop-agent heal`, by hand.
     pub(crate) fn heal(&self) -> Child {
-        let mut command = Command::new(PROGRAM);
+        let mut command = Command::new(program());
         command.arg("heal").arg("--state").arg(self.folder.join("state"));
         command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
     }
@@ -129,15 +135,16 @@ impl Host {
 
     /// Waits until everything is as it was before the agent came.
     pub(crate) fn await_nothing_left(&self) {
-        let mut now = String::new();
+        let mut more = Vec::new();
         for _ in 0..60 {
-            now = everything();
+            let now = everything();
             if now == self.before {
                 return;
             }
+            more = now.lines().filter(|line| !self.before.contains(line)).map(str::to_owned).collect();
             std::thread::sleep(ms(50));
         }
-        assert_eq!(now, self.before, "left behind");
+        panic!("left behind: {more:#?}");
     }
 }
 
@@ -150,7 +157,7 @@ impl Drop for Host {
 }
 
 fn spawn(folder: &std::path::Path, socket: &std::path::Path) -> Child {
-    let mut command = Command::new(PROGRAM);
+    let mut command = Command::new(program());
     command.arg("run").arg("--to").arg(format!("unix:{}", socket.display())).args(["--instance", "local/r1/i-1"]);
     for (argument, file) in [("--token-file", "token"), ("--state", "state"), ("--config", "agent.toml")] {
         command.arg(argument).arg(folder.join(file));

@@ -19,6 +19,7 @@ fn asked() -> Asked {
 }
 
 #[test]
+#[ignore = "needs user namespaces"]
 fn commands_that_come_twice_or_after_a_restart_have_no_effect() {
     in_namespaces("quiet::commands_that_come_twice_or_after_a_restart_have_no_effect", |world| {
         world.echoes(PEER, TARGETED);
@@ -77,6 +78,7 @@ fn commands_that_come_twice_or_after_a_restart_have_no_effect() {
 }
 
 #[test]
+#[ignore = "needs user namespaces"]
 fn connections_that_come_and_go_leak_nothing() {
     in_namespaces("quiet::connections_that_come_and_go_leak_nothing", |world| {
         let mut control = ControlPlane::start(world.folder.path(), false);
@@ -102,6 +104,7 @@ fn connections_that_come_and_go_leak_nothing() {
 }
 
 #[test]
+#[ignore = "needs user namespaces"]
 fn an_idle_agent_costs_nothing_worth_measuring() {
     in_namespaces("quiet::an_idle_agent_costs_nothing_worth_measuring", |world| {
         let control = ControlPlane::start(world.folder.path(), false);
@@ -116,8 +119,9 @@ fn an_idle_agent_costs_nothing_worth_measuring() {
         let (memory, tasks) = (host.resident_kb(), host.tasks());
         println!("idle for 10 s, connected: {per_second:.2} wake-ups/s, {memory} KB resident, {tasks} threads");
         assert!(per_second < 1.0, "{per_second} wake-ups/s");
-        // An unoptimised program is four times as large.
-        assert!(cfg!(debug_assertions) || memory < 8 * 1_024, "{memory} KB");
+        // An unoptimised program is half as large again.
+        let is_release = !cfg!(debug_assertions) || std::env::var_os("TROOP_TRIALS_AGENT").is_some();
+        assert!(!is_release || memory < 8 * 1_024, "{memory} KB");
         host.end();
     });
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use serde::{Deserialize, Serialize};
-use troop_agent_core::protocol::Chapter;
+use troop_agent_core::protocol::{Answered, Chapter};
 
 use crate::cause::{Cause, Drawn, Phase, TTL};
 use crate::control::ControlPlane;
@@ -19,7 +19,8 @@ pub(crate) const MARK: &str = "@@ trial ";
 /// A fault may outlive its lease by a second.
 pub(crate) const GONE_MAX: Duration = Duration::from_secs(2);
 
-const LEASE: &str = "trial";
+/// Leases that are tried in turn: on a busy machine a fault may not come up within a second, and must then not come up at all.
+const LEASES: [&str; 8] = ["one", "two", "three", "four", "five", "six", "seven", "eight"];
 
 /// What a trial found.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -47,18 +48,17 @@ fn one_trial() {
 }
 
 fn run(world: &World, drawn: &Drawn) -> Found {
-    let longer = drawn.asked.longer();
     world.echoes(PEER, TARGETED);
     let mut control = ControlPlane::start(world.folder.path(), false);
     let mut host = Host::start(world, &control);
     let stream = Stream::start();
     let probes = Probes::start(world);
-    reach(drawn, &mut control);
+    let reached = reach(drawn, &mut control);
     std::thread::sleep(drawn.after);
 
     let (at, had_guardian) = befall(drawn, &mut control, &mut host);
     if drawn.phase == Phase::BeforeGrant && drawn.cause == Cause::HaltFile {
-        control.grant(LEASE, &drawn.asked);
+        control.grant(LEASES[0], &drawn.asked);
     }
     std::thread::sleep(GONE_MAX.saturating_sub(Duration::from_nanos(nanos() - at)) + ms(200));
 
@@ -78,24 +78,39 @@ fn run(world: &World, drawn: &Drawn) -> Found {
         host.end();
         host.await_nothing_left();
     }
-    judge(drawn, &probes, at, longer, had_guardian)
+    judge(drawn, &probes, at, reached, had_guardian)
 }
 
-/// Grants, and waits until the fault is as far as the trial wants it.
-fn reach(drawn: &Drawn, control: &mut ControlPlane) {
+/// Grants, and waits until the fault is as far as the trial wants it. `false`: none came up.
+fn reach(drawn: &Drawn, control: &mut ControlPlane) -> bool {
     if drawn.phase == Phase::BeforeGrant {
-        return;
+        return true;
     }
-    control.grant(LEASE, &drawn.asked);
-    match drawn.phase {
-        Phase::BeforeGrant | Phase::Baseline => {}
-        Phase::Applying => drop(control.wait_for_story(LEASE, |story| story.at >= Chapter::Applying)),
-        Phase::Up => control.wait_until_up(LEASE),
-        Phase::Healing => {
-            control.wait_until_up(LEASE);
-            control.end(LEASE);
+    for lease in LEASES {
+        let said = control.said();
+        control.grant(lease, &drawn.asked);
+        let (_, granted) = control.wait_for("its own grant", said, |line| line.starts_with("granted "));
+        // A host that is frozen before it has heard of it would take it for news when it is thawed.
+        let answer = control.answer_to(granted.strip_prefix("granted ").unwrap().parse().unwrap());
+        assert_eq!(answer, Answered::Granted);
+        match drawn.phase {
+            Phase::BeforeGrant | Phase::Baseline => return true,
+            Phase::Applying => {
+                control.wait_for_story(lease, |story| story.at >= Chapter::Applying);
+                return true;
+            }
+            Phase::Up | Phase::Healing => {}
         }
+        let story = control.wait_for_story(lease, |story| matches!(story.at, Chapter::Up | Chapter::Over));
+        if story.at == Chapter::Up {
+            if drawn.phase == Phase::Healing {
+                control.end(lease);
+            }
+            return true;
+        }
+        println!("it did not come up: {story:?}");
     }
+    false
 }
 
 /// Lets it happen. When, and whether there was a guardian.
@@ -136,18 +151,19 @@ fn befall(drawn: &Drawn, control: &mut ControlPlane, host: &mut Host) -> (u64, b
     (at, guardian.is_some())
 }
 
-fn judge(drawn: &Drawn, probes: &[Probe], at: u64, longer: Duration, had_guardian: bool) -> Found {
+fn judge(drawn: &Drawn, probes: &[Probe], at: u64, reached: bool, had_guardian: bool) -> Found {
+    let longer = drawn.asked.longer();
     let is_slow = |probe: &&Probe| probe.is_slow(longer);
     let after: Vec<&Probe> = probes.iter().filter(|probe| probe.sent >= at).collect();
-    let first_slow = after.iter().position(|probe| is_slow(probe));
-    let first_gone = after.iter().rposition(|probe| is_slow(probe)).map_or(0, |last| last + 1);
+    let first_slow = after.iter().position(is_slow);
+    let first_gone = after.iter().rposition(is_slow).map_or(0, |last| last + 1);
     let gone = Duration::from_nanos(after.get(first_gone).expect("probes to the end").sent - at);
     let untouched = probes.iter().map(|probe| probe.untouched().expect("none of the other port is lost"));
     let longest_untouched = untouched.max().unwrap();
     let slow_before = probes.iter().filter(|probe| probe.sent < at).filter(is_slow).count();
     println!("{drawn:?}: gone after {gone:?}, the other port's longest {longest_untouched:?}");
-    if matches!(drawn.phase, Phase::Up | Phase::Healing) {
-        assert!(slow_before > 10, "the fault was not seen at all");
+    if reached && matches!(drawn.phase, Phase::Up | Phase::Healing) {
+        assert!(slow_before > 0, "the fault was not seen at all");
     }
     assert!(longest_untouched < longer / 2, "the other port waited {longest_untouched:?}");
     assert!(gone <= TTL + Duration::from_secs(1), "gone only after {gone:?}");
@@ -157,7 +173,7 @@ fn judge(drawn: &Drawn, probes: &[Probe], at: u64, longer: Duration, had_guardia
     let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap();
     Found {
         cause: drawn.cause.to_string(),
-        phase: format!("{:?}", drawn.phase),
+        phase: if reached { format!("{:?}", drawn.phase) } else { "NotUp".to_owned() },
         had_guardian,
         was_up: first_slow.is_some(),
         gone_us: if first_slow.is_some() { micros(gone) } else { 0 },
