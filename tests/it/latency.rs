@@ -6,7 +6,7 @@ mod stage;
 
 use std::io::Read as _;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -111,7 +111,7 @@ fn a_delay_is_measured_before_during_and_after_and_ends_with_halt_agent_control_
 
     // A halt.
     let running = begun(&up, &instances[0], "20s");
-    let halted = Instant::now();
+    let halted = tokio::time::Instant::now();
     up.ok(&["halt", "--reason", "test"]);
     let (lines, code) = said(running);
     assert!(halted.elapsed() < Duration::from_secs(10), "{:?}", halted.elapsed());
