@@ -85,7 +85,13 @@ impl ControlPlane {
     pub(crate) fn start(folder: &Path, twice: bool) -> Self {
         let socket = folder.join("agents.sock");
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "control::plays_the_control_plane", "--nocapture", "--test-threads=1"]);
+        command.args([
+            "--include-ignored",
+            "--exact",
+            "control::plays_the_control_plane",
+            "--nocapture",
+            "--test-threads=1",
+        ]);
         if twice {
             command.env(TWICE, "1");
         }
