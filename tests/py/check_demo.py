@@ -22,6 +22,15 @@ def main(path):
     expect("steady: nothing failed", phases["steady"]["failed"] == 0)
     expect("push: no request was in flight to a kill", phases["push"]["in_flight_to_killed"] == 0)
     expect("two kills, one drawn and one on demand", [kill["how"] for kill in demo["kills"]] == ["draw", "demand"])
+    latency = demo["latency"]
+    if demo["isolation"] == "namespaces" or latency:
+        expect("the latency chapter was told", latency is not None)
+    if latency:
+        before, during, after = latency["before_ms"], latency["during_ms"], latency["after_ms"]
+        expect(f"round trips were measured: {latency}", None not in (before, during, after))
+        expect(f"the delay was there, and not early: {during} ms", during >= latency["delay_ms"])
+        expect(f"the delay was no more than half as long again: {during} ms", during < 1.5 * latency["delay_ms"])
+        expect(f"the delay is gone: {after} ms", after < before + latency["delay_ms"] / 2)
     expect("every kill healed", all(kill["healed"] and kill["heal_seconds"] > 0 for kill in demo["kills"]))
     results = [push["result"] for push in demo["pushes"]]
     expect(f"pushes ended as promised: {results}", results == ["serving", "serving", "never_ready", "rolled_back"])

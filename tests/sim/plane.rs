@@ -123,7 +123,7 @@ async fn live(core: Arc<Core>, wake: Arc<Notify>) {
         let now = core.now();
         if changed || looks_at.min(planned_at) <= now {
             let seen = look(&core).await;
-            healer::tick(&core, &seen).await;
+            healer::tick(&core, &mut troop::serve::faults::Follower::default(), &seen).await;
             if changed || planned_at <= now {
                 policies = core.policies.load_full();
                 planner::tick(&core, &mut planner, &seen).await;

@@ -16,6 +16,7 @@ pub mod guardian;
 pub mod keep;
 mod measure;
 pub mod netlink;
+pub mod nft;
 pub mod packet;
 pub mod plane;
 pub mod planes;

@@ -3,11 +3,14 @@
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
 
+use troop_agent_core::fault::Direction;
+
 use crate::agent::in_full;
 use crate::config::HostPolicy;
 use crate::netlink::{Netlink, NetlinkError};
-use crate::plane::forward::ForwardPlane;
-use crate::plane::{By, Device, Plane};
+use crate::plane::forward::{self, ForwardPlane};
+use crate::plane::kernel::{self, Kernel};
+use crate::plane::{By, Device, Plane, PlaneError};
 
 /// What was found by trying.
 #[derive(Debug)]
@@ -39,8 +42,12 @@ pub fn available(policy: &HostPolicy) -> Available {
 }
 
 fn every() -> Vec<Result<Box<dyn Plane>, String>> {
-    let forward = ForwardPlane::open().map(|plane| Box::new(plane) as Box<dyn Plane>);
-    vec![forward.map_err(|e| format!("plane forward: {}", in_full(&e)))]
+    let forward = forward::probe(Direction::Both)
+        .and_then(|()| ForwardPlane::open())
+        .map(|plane| Box::new(plane) as Box<dyn Plane>);
+    let kernel = Kernel::new(&kernel::probe()).map(|plane| Box::new(plane) as Box<dyn Plane>);
+    let said = |name: &'static str| move |e: PlaneError| format!("plane {name}: {}", in_full(&e));
+    vec![kernel.map_err(said("kernel")), forward.map_err(said("forward"))]
 }
 
 /// The devices that faults are put on: those that the policy names, else every Ethernet device that is up.

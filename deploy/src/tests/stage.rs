@@ -268,7 +268,9 @@ impl World {
                     self.statuses.insert(id, status);
                 }
             }
-            Step::Terminate { .. } | Step::CancelEntry { .. } => panic!("a push does not `{step}`"),
+            Step::Terminate { .. } | Step::CancelEntry { .. } | Step::Fault { .. } => {
+                panic!("a push does not `{step}`")
+            }
         }
         if std::mem::take(&mut self.lose_next_answer) { Outcome::unknown("lost") } else { Outcome::done("ok") }
     }

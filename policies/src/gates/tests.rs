@@ -3,9 +3,11 @@
 use super::*;
 use crate::fixture::{self, group, id, now, policy, scope, situation};
 use crate::inventory::{TAG_MARK, TAG_TEAM};
+use crate::policy::{ChaosPolicy, KillStyle};
 use crate::policy::{Exception, Grouping};
 use crate::registry_view::RegistryView;
 use crate::situation::{Halted, LastKill, MarkSeen, OpenAct, ScopeHistory, Shrunk, UnhealedMark};
+use crate::step::How;
 
 struct World {
     policy: Policy,

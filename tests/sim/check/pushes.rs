@@ -45,7 +45,9 @@ pub(super) fn asked(book: &mut Book, state: &State, ask: &Ask<'_>, number: u64) 
         }
         Step::Destroy { group } => destroy(book, state, ask, number, push, group),
         Step::Enable { .. } | Step::OverrideGroup { out_of_service: false, .. } => Vec::new(),
-        Step::Terminate { .. } | Step::CancelEntry { .. } => vec![("I5", "a push does not do that".to_owned())],
+        Step::Terminate { .. } | Step::CancelEntry { .. } | Step::Fault { .. } => {
+            vec![("I5", "a push does not do that".to_owned())]
+        }
     });
     for (invariant, what) in wrong {
         book.wrong(invariant, now, format!("push {number}, `{step}`: {what}"));
@@ -346,6 +348,10 @@ pub(super) fn done(book: &mut Book, state: &State, intent: &Intent, number: u64,
                 book.out.remove(group);
             }
         }
-        Step::Destroy { .. } | Step::Resize { .. } | Step::Terminate { .. } | Step::CancelEntry { .. } => {}
+        Step::Destroy { .. }
+        | Step::Resize { .. }
+        | Step::Terminate { .. }
+        | Step::CancelEntry { .. }
+        | Step::Fault { .. } => {}
     }
 }

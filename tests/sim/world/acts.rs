@@ -105,8 +105,8 @@ impl State {
                 self.in_seconds(1, Coming::GroupGone(group.clone()));
                 "being destroyed".to_owned()
             }
-            Step::OverrideGroup { .. } | Step::CancelEntry { .. } => {
-                return Err(format!("at {now}: the cloud keeps no registry"));
+            Step::OverrideGroup { .. } | Step::CancelEntry { .. } | Step::Fault { .. } => {
+                return Err(format!("at {now}: the cloud keeps no registry and no agents"));
             }
         };
         self.note_serving();

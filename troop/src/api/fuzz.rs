@@ -14,11 +14,12 @@ use troop_policies::plan::DayPlan;
 use super::limits::{REASON_CHARS_MAX, SPAN_MAX};
 use super::router::{REQUEST_BYTES_MAX, router, status};
 use super::types::{
-    Actor, AdoptedMark, ApiError, ControlPlane, DeployAnswer, DeployRequest, ErrorKind, ExplainView, ImageView,
-    InstanceView, KillAnswer, KillRequest, LiveView, PushView, RollbackAnswer, RollbackRequest,
+    Actor, AdoptedMark, AgentView, ApiError, ControlPlane, DeployAnswer, DeployRequest, ErrorKind, ExplainView,
+    ImageView, InstanceView, KillAnswer, KillRequest, LatencyRequest, LiveView, PushView, RollbackAnswer,
+    RollbackRequest,
 };
 
-const ACTS: [&str; 7] = ["kill", "deploy", "rollback", "halt", "resume", "clear", "adopt"];
+const ACTS: [&str; 8] = ["kill", "deploy", "rollback", "halt", "resume", "clear", "adopt", "latency"];
 
 /// A request: the first byte chooses the path, the rest is the body, or for `explain` the query.
 ///
@@ -83,6 +84,14 @@ impl ControlPlane for Checking {
     async fn kill(&self, request: KillRequest, _: Actor) -> Result<KillAnswer, ApiError> {
         is_reason(&request.reason);
         refused(&request)
+    }
+    async fn latency(&self, request: LatencyRequest, _: Actor) -> Result<KillAnswer, ApiError> {
+        is_reason(&request.reason);
+        assert!(!request.lasts.is_zero() && request.lasts <= SPAN_MAX);
+        refused(&request)
+    }
+    async fn agents(&self) -> Result<Vec<AgentView>, ApiError> {
+        Ok(Vec::new())
     }
     async fn deploy(&self, request: DeployRequest, _: Actor) -> Result<DeployAnswer, ApiError> {
         let spans = [request.watch, request.soak, request.ready_within, request.drain];

@@ -16,7 +16,8 @@ use troop_policies::step::Step;
 use troop_policies::{GroupName, InstanceId, IntentId};
 
 use super::images::Images;
-use super::report::{KILL, Kill, PUSH, Push, STEADY, Summary, promises};
+use super::latency::{self, Came};
+use super::report::{KILL, Kill, Latency, PUSH, Push, STEADY, Summary, promises};
 use super::watch::{Watch, Written, failed, has_flipped, is_serving, until};
 use super::{DemoError, Ended, say};
 use crate::api::types::{DeployRequest, ErrorKind, ExplainView, KillAnswer, KillRequest, PushView};
@@ -88,6 +89,7 @@ pub(super) async fn tell(stage: &Stage) -> Result<Ended, DemoError> {
     let planned = story.plan().await?;
     story.drawn_kill(&planned).await?;
     story.kill_on_demand().await?;
+    story.latency().await?;
     let good = story.good_push().await?;
     story.never_ready().await?;
     story.bad_push(&good).await?;
@@ -100,6 +102,7 @@ struct Story<'a> {
     load: Option<Load>,
     quiet: BTreeSet<InstanceId>,
     kills: Vec<Kill>,
+    latency: Option<Latency>,
     pushes: Vec<Push>,
     broken: Vec<String>,
 }
@@ -123,7 +126,7 @@ impl<'a> Story<'a> {
         );
         let watch = Watch::begin(&stage.state).await?;
         let (quiet, kills, pushes, broken) = (BTreeSet::new(), Vec::new(), Vec::new(), Vec::new());
-        Ok(Self { stage, watch, load: None, quiet, kills, pushes, broken })
+        Ok(Self { stage, watch, load: None, quiet, kills, latency: None, pushes, broken })
     }
 
     fn phase(&self, name: &str) {
@@ -147,6 +150,7 @@ impl<'a> Story<'a> {
         let images = &self.stage.images;
         let (hello, _) = self.watch.deploy(CHAPTER, &first(CLUSTER, &images.v0)).await?;
         let (quiet, _) = self.watch.deploy(CHAPTER, &first(QUIET, &images.quiet)).await?;
+        let (pricing, _) = self.watch.deploy(CHAPTER, &first(latency::PEER, &images.pricing)).await?;
         let limit = READY_WITHIN + SLACK;
         let view = self.watch.push(CHAPTER, hello, limit, has_flipped).await?;
         let address: SocketAddr = self.stage.info.balancer.parse().map_err(|e| failed(CHAPTER, format!("{e}")))?;
@@ -170,6 +174,7 @@ impl<'a> Story<'a> {
         // Monkeys wait while a push holds its cluster; a draw that falls due then would be spared for the day.
         let view = self.watch.push(CHAPTER, hello, limit, is_serving).await?;
         self.watch.push(CHAPTER, quiet, limit, is_serving).await?;
+        self.watch.push(CHAPTER, pricing, limit, is_serving).await?;
         self.pushes.push(Push::new(&view, "serving"));
         self.quiet = self.watch.instances(CHAPTER, QUIET).await?.into_iter().map(|i| i.instance).collect();
         Ok(())
@@ -286,6 +291,36 @@ impl<'a> Story<'a> {
             ),
         );
         self.phase(STEADY);
+        Ok(())
+    }
+
+    /// A delay that somebody asked for, on the packets to one application.
+    async fn latency(&mut self) -> Result<(), DemoError> {
+        let measured = match latency::delay(&mut self.watch, CLUSTER).await? {
+            Came::Measured(measured) => measured,
+            Came::LeftOut(why) => {
+                self.stage.say("latency", &format!("left out: {why}"));
+                return Ok(());
+            }
+        };
+        let ms = |measured: Option<f64>| measured.map_or_else(|| "not measured".to_owned(), |ms| format!("{ms:.1} ms"));
+        self.stage.say(
+            "latency",
+            &format!(
+                "{} +{} ms to {} for {} s; round trip {} -> {} -> {}, measured on the wire",
+                measured.instance,
+                measured.delay_ms,
+                measured.to,
+                measured.lasts_seconds,
+                ms(measured.before_ms),
+                ms(measured.during_ms),
+                ms(measured.after_ms),
+            ),
+        );
+        if !measured.is_shown() {
+            self.broken.push(format!("the delay on {} was not measured to be there and then gone", measured.instance));
+        }
+        self.latency = Some(measured);
         Ok(())
     }
 
@@ -446,6 +481,7 @@ impl<'a> Story<'a> {
             isolation: self.stage.info.isolation.clone(),
             phases: phases.into_iter().filter(|p| p.name != WARM_UP).map(Into::into).collect(),
             kills: self.kills,
+            latency: self.latency,
             pushes: self.pushes,
             spared_touched,
             left_over: 0,

@@ -1,4 +1,4 @@
-//! The demo's images: the bundled sample service in four versions, and a quiet one.
+//! The demo's images: the bundled sample service in four versions, a quiet one, and one to be called.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,8 @@ pub(super) struct Images {
     /// Healthy, and 31 % of its answers are errors.
     pub(super) bad: PathBuf,
     pub(super) quiet: PathBuf,
+    /// What the latency chapter delays packets to.
+    pub(super) pricing: PathBuf,
 }
 
 /// Share of v003's answers that are errors: far above the 5 % that flip back, and plainly not all.
@@ -32,6 +34,7 @@ pub(super) fn write(folder: &Path) -> io::Result<Images> {
         never_ready: image("hello-1.2.0", "hello", "1.2.0", "greeting = \"hello?\"\nhealth_status = 503\n")?,
         bad: image("hello-1.3.0", "hello", "1.3.0", &format!("greeting = \"hell\"\nerror_rate = {BAD_ERROR_RATE}\n"))?,
         quiet: image("quiet-1.0.0", "quiet", "1.0.0", "greeting = \"shh\"\n")?,
+        pricing: image("pricing-1.0.0", "pricing", "1.0.0", "greeting = \"3.50\"\n")?,
     })
 }
 

@@ -6,6 +6,7 @@
 
 mod chapters;
 mod images;
+mod latency;
 mod leftovers;
 mod report;
 mod watch;

@@ -19,6 +19,8 @@ pub struct Summary {
     pub isolation: String,
     pub phases: Vec<Phase>,
     pub kills: Vec<Kill>,
+    /// Null where it was left out.
+    pub latency: Option<Latency>,
     pub pushes: Vec<Push>,
     /// Instances of quiet-web, which no policy names, that were not there at the end as at the start.
     pub spared_touched: usize,
@@ -46,6 +48,32 @@ pub struct Kill {
     pub how: String,
     pub healed: bool,
     pub heal_seconds: f64,
+}
+
+/// A delay on one instance, and the round trip to its peer, by the median of five handshakes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Latency {
+    pub instance: String,
+    pub to: String,
+    pub delay_ms: u64,
+    pub lasts_seconds: u64,
+    /// The data plane that did it.
+    pub plane: String,
+    /// Null: it could not be measured.
+    pub before_ms: Option<f64>,
+    pub during_ms: Option<f64>,
+    pub after_ms: Option<f64>,
+}
+
+impl Latency {
+    /// Whether the figures show that it was there, never early, and is gone.
+    pub(super) fn is_shown(&self) -> bool {
+        let (Some(before), Some(during), Some(after)) = (self.before_ms, self.during_ms, self.after_ms) else {
+            return false;
+        };
+        let delay = f64::from(u32::try_from(self.delay_ms).unwrap_or(u32::MAX));
+        during >= delay && after < before + delay / 2.0
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

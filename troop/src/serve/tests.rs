@@ -2,6 +2,7 @@
 //! it on one ledger.
 
 mod drills;
+mod faults;
 mod stage;
 
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use super::look::look;
 use super::{halt, healer, planner, pushes, resolver};
 use crate::api::types::{Actor, ControlPlane as _, DeployRequest, ErrorKind, KillRequest, RollbackRequest};
 use crate::records::{MARK_HEALING, MARK_UNHEALED};
+use crate::serve::faults::Follower;
 use stage::{Fake, Home, IN_WINDOW, POLICY};
 
 /// The whole day's plan has come due by its end.
@@ -56,7 +58,7 @@ fn rollback(push: Option<u64>) -> RollbackRequest {
 
 async fn plan_and_fire(core: &Arc<Core>, planner: &mut planner::Planner) {
     let seen = look(core).await;
-    healer::tick(core, &seen).await;
+    healer::tick(core, &mut Follower::default(), &seen).await;
     planner::tick(core, planner, &seen).await;
 }
 
@@ -216,7 +218,7 @@ async fn what_does_not_heal_in_time_is_spared_until_cleared() {
     control.kill(kill("x"), ana()).await.unwrap();
     until("not healed", async || {
         let seen = look(&core).await;
-        healer::tick(&core, &seen).await;
+        healer::tick(&core, &mut Follower::default(), &seen).await;
         !core.ledger.marks(MARK_UNHEALED).await.unwrap().is_empty()
     })
     .await;

@@ -223,6 +223,8 @@ fn what_a_fault_shows_itself_by() {
         (&spec(), None, rtt(200 * MS), false),
         (&spec(), None, by_plane(3, 3, Some(50 * MS)), true),
         (&spec(), None, by_plane(3, 3, Some(49 * MS)), false),
+        (&spec(), None, by_plane(3, 3, None), true),
+        (&spec(), None, by_plane(0, 0, None), false),
     ];
     for (spec, baseline, found, expected) in rows {
         assert_eq!(is_shown(spec, baseline.as_ref(), &found), expected, "{spec} {baseline:?} {found:?}");

@@ -32,6 +32,10 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// long has nothing that could be hurt.
 const PLANE_MAX: Duration = Duration::from_secs(5);
 
+/// How often, and how many times, an agent that ends looks whether everything held has left: for five seconds.
+const TEND_EVERY: Duration = Duration::from_millis(50);
+const END_TENDS: u32 = 100;
+
 /// Why a fault ended that somebody took down.
 const HEALED: &str = "somebody has healed this host by hand";
 
@@ -87,6 +91,8 @@ pub(super) struct Agent {
     ends: Vec<SocketAddr>,
     measured: mpsc::Sender<Found>,
     host_halted: bool,
+    /// Whether a plane may have something left of what it healed.
+    tends: bool,
 }
 
 impl Agent {
@@ -108,6 +114,7 @@ impl Agent {
             ends: Vec::new(),
             measured: parts.measured,
             host_halted: false,
+            tends: false,
         }
     }
 
@@ -116,7 +123,7 @@ impl Agent {
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.host.is_idle()
+        self.host.is_idle() && !self.tends
     }
 
     pub(super) fn next_deadline(&self) -> Option<Moment> {
@@ -170,6 +177,7 @@ impl Agent {
         for lease in leases {
             self.look_at(&lease, now);
         }
+        self.tend();
         let guardian_died = self.guardian.as_mut().is_some_and(|guardian| !guardian.is_there());
         if guardian_died && !self.replace_guardian() {
             let leases: Vec<LeaseId> = self.beside.keys().cloned().collect();
@@ -184,8 +192,32 @@ impl Agent {
     pub(super) fn end(&mut self) {
         let todo = self.host.end_all();
         self.carry_out(todo);
+        // Packets that are held still leave in their time; those of a delay of a minute are the next agent's to see off.
+        for _ in 0..END_TENDS {
+            self.tend();
+            if !self.tends {
+                break;
+            }
+            std::thread::sleep(TEND_EVERY);
+        }
         if let Some(guardian) = self.guardian.take() {
             guardian.dismiss();
+        }
+    }
+
+    fn tend(&mut self) {
+        if !self.tends {
+            return;
+        }
+        self.tends = false;
+        for plane in &mut self.planes {
+            match plane.tend(&mut self.journal) {
+                Ok(left) => self.tends |= left,
+                Err(why) => {
+                    tracing::warn!(plane = plane.name(), why = %in_full(&why), "what is left of a fault cannot be taken down");
+                    self.tends = true;
+                }
+            }
         }
     }
 
@@ -396,16 +428,12 @@ impl Agent {
 
     fn heal(&mut self, lease: &LeaseId) -> Result<(), String> {
         let plane = self.beside.get(lease).and_then(|beside| beside.plane);
-        let by_plane = match plane.map(|plane| self.planes[plane].heal(lease, &mut self.journal)) {
-            // Refused before it changed anything.
-            None | Some(Ok(()) | Err(PlaneError::Unknown(_))) => Ok(()),
-            Some(Err(why)) => Err(in_full(&why)),
-        };
-        // Whatever the plane did or forgot: what the journal holds is undone.
-        let by_journal = self.undo(lease);
-        match (by_plane, by_journal) {
-            (_, Ok(())) => {}
-            (Ok(()), Err(why)) | (Err(_), Err(why)) => return Err(why),
+        match plane.map(|plane| self.planes[plane].heal(lease, &mut self.journal)) {
+            // What it holds longer than a call may wait leaves in its time; nothing new is held.
+            Some(Ok(())) => self.tends = true,
+            // It never took it, or cannot take it down: whatever the journal holds is undone.
+            None | Some(Err(PlaneError::Unknown(_))) => self.undo(lease)?,
+            Some(Err(why)) => self.undo(lease).map_err(|more| format!("{}; {more}", in_full(&why)))?,
         }
         if let Some(guardian) = &mut self.guardian {
             // A guardian that cannot hear finds nothing to undo.

@@ -4,6 +4,7 @@
 //! when the agent dies or hangs is the plane's own business, and it says honestly which of the two it is.
 
 pub mod forward;
+pub mod kernel;
 
 use std::fmt;
 use std::io;
@@ -53,7 +54,7 @@ pub enum By {
 /// What a plane holds and has done for one fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Seen {
-    /// Packets that the fault has concerned.
+    /// Packets that the fault has concerned, as many as go on the wire where the plane can tell.
     pub concerned: u64,
     pub lost: u64,
     /// Held now.
@@ -136,11 +137,21 @@ pub trait Plane: Send + fmt::Debug {
     /// [`PlaneError`]; then it concerns those from before.
     fn retarget(&mut self, lease: &LeaseId, peers: &[Cidr]) -> Result<(), PlaneError>;
 
-    /// Takes a fault down: first nothing new is held, then everything held leaves in order.
+    /// Takes a fault down: first nothing new is held, then everything held leaves in order, of which [`Plane::tend`] sees the
+    /// end where that takes long.
     ///
     /// # Errors
     /// [`PlaneError`]; then it stands in the journal still.
     fn heal(&mut self, lease: &LeaseId, journal: &mut Journal) -> Result<(), PlaneError>;
+
+    /// Goes on with what [`Plane::heal`] has left: packets that are held for longer than a call may wait. Says whether anything
+    /// is left; then it is to be called again within a second or so.
+    ///
+    /// # Errors
+    /// [`PlaneError`]; then what is left stands in the journal still.
+    fn tend(&mut self, _journal: &mut Journal) -> Result<bool, PlaneError> {
+        Ok(false)
+    }
 
     /// What became of a fault so far.
     ///

@@ -1,6 +1,7 @@
 //! One change of the host, as a line of the journal, and its undoing.
 
 use std::fmt;
+use std::time::Duration;
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
@@ -8,6 +9,7 @@ use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use serde::{Deserialize, Serialize};
 
 use crate::netlink::{Netlink, NetlinkError};
+use crate::plane::kernel::lane;
 
 /// Something that exists on the host only because a fault needs it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +17,8 @@ use crate::netlink::{Netlink, NetlinkError};
 pub enum Change {
     /// A device that was made.
     Link { name: String },
+    /// An IFB with a netem that packets were led through. It is given `drain_ms` to send on what it holds.
+    Lane { name: String, drain_ms: u64 },
     /// A qdisc that was put on a device: its root, or clsact. Without it the kernel's default is there again.
     Qdisc { device: String, index: u32, parent: u32, handle: u32, kind: String },
     /// The filters of one priority under a qdisc.
@@ -36,6 +40,7 @@ impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Link { name } => write!(f, "device {name}"),
+            Self::Lane { name, .. } => write!(f, "lane {name}"),
             Self::Qdisc { device, kind, .. } => write!(f, "qdisc {kind} on {device}"),
             Self::Filters { device, priority, .. } => write!(f, "filters of priority {priority} on {device}"),
         }
@@ -52,6 +57,16 @@ impl Change {
             Self::Link { name } => {
                 let mut message = LinkMessage::default();
                 message.attributes.push(LinkAttribute::IfName(name.clone()));
+                removed(net.change(RouteNetlinkMessage::DelLink(message), 0))
+            }
+            Self::Lane { name, drain_ms } => {
+                let Some((index, ours)) = lane::kind_of(net, name)? else { return Ok(Undone::Absent) };
+                if !ours {
+                    return Ok(Undone::NotOurs);
+                }
+                lane::wait_until_empty(net, index, Duration::from_millis(*drain_ms))?;
+                let mut message = LinkMessage::default();
+                message.header.index = index;
                 removed(net.change(RouteNetlinkMessage::DelLink(message), 0))
             }
             Self::Qdisc { index, parent, handle, kind, .. } => {

@@ -147,7 +147,7 @@ impl Journal {
                 report.unread += 1;
                 continue;
             };
-            if line.place != self.place {
+            if line.place != self.place || self.others_hold(lease, &line.change)? {
                 continue;
             }
             match line.change.undo(net) {
@@ -178,6 +178,22 @@ impl Journal {
             self.undo(&lease, net, &mut report)?;
         }
         Ok(report)
+    }
+
+    /// Whether another fault than `lease` rests on this change too: then it is not undone before that one ends.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn others_hold(&self, lease: &str, change: &Change) -> Result<bool, JournalError> {
+        for other in self.leases()?.iter().filter(|other| *other != lease) {
+            let path = self.folder.join(format!("{other}.jsonl"));
+            let text = fs::read_to_string(&path).map_err(|source| JournalError { doing: "read", path, source })?;
+            let mut lines = text.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
+            if lines.any(|line| line.place == self.place && line.change == *change) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The faults that have changed something which is not undone.

@@ -19,6 +19,7 @@ fn is_about(measured: Duration, asked: Duration) -> bool {
 }
 
 #[test]
+#[ignore = "needs user namespaces"]
 fn delays_one_port_of_one_peer_and_leaves_nothing() {
     in_namespaces("delay::delays_one_port_of_one_peer_and_leaves_nothing", |world| {
         for (peer, port) in [(PEER, 80), (PEER, 81), (OTHER, 80)] {
@@ -53,6 +54,7 @@ fn delays_one_port_of_one_peer_and_leaves_nothing() {
 }
 
 #[test]
+#[ignore = "needs user namespaces"]
 fn delays_what_comes_in_to_sockets_bound_to_the_device_under_strict_source_checks() {
     let name = "delay::delays_what_comes_in_to_sockets_bound_to_the_device_under_strict_source_checks";
     in_namespaces(name, |world| {
@@ -84,6 +86,7 @@ fn delays_what_comes_in_to_sockets_bound_to_the_device_under_strict_source_check
 }
 
 #[test]
+#[ignore = "needs user namespaces"]
 fn delays_both_ways_each_by_the_whole_in_both_families() {
     in_namespaces("delay::delays_both_ways_each_by_the_whole_in_both_families", |world| {
         for peer in [PEER, PEER_6] {
@@ -107,6 +110,7 @@ fn delays_both_ways_each_by_the_whole_in_both_families() {
 }
 
 #[test]
+#[ignore = "needs user namespaces"]
 fn what_is_off_limits_is_never_delayed_and_neighbours_are_found() {
     in_namespaces("delay::what_is_off_limits_is_never_delayed_and_neighbours_are_found", |world| {
         ip("addr add 169.254.7.1/16 dev eth0");
@@ -138,6 +142,7 @@ fn what_is_off_limits_is_never_delayed_and_neighbours_are_found() {
 }
 
 #[test]
+#[ignore = "needs user namespaces"]
 fn fragments_of_a_datagram_are_delayed_together() {
     in_namespaces("delay::fragments_of_a_datagram_are_delayed_together", |world| {
         for (host, peer) in [(HOST, PEER), (HOST_6, PEER_6)] {
@@ -159,6 +164,7 @@ fn fragments_of_a_datagram_are_delayed_together() {
 }
 
 #[test]
+#[ignore = "needs user namespaces"]
 fn of_two_faults_for_a_packet_the_last_has_it() {
     in_namespaces("delay::of_two_faults_for_a_packet_the_last_has_it", |world| {
         world.echoes(PEER, 80);
@@ -182,6 +188,7 @@ fn of_two_faults_for_a_packet_the_last_has_it() {
 }
 
 #[test]
+#[ignore = "needs user namespaces"]
 fn a_device_that_is_not_ethernet_is_refused_and_nothing_is_left() {
     in_namespaces("delay::a_device_that_is_not_ethernet_is_refused_and_nothing_is_left", |world| {
         let mut up = Applied::new(&world, fault(Direction::Egress, to(PEER), delayed(70)));
@@ -199,6 +206,7 @@ fn a_device_that_is_not_ethernet_is_refused_and_nothing_is_left() {
 }
 
 #[test]
+#[ignore = "needs user namespaces"]
 fn the_probe_finds_that_this_host_can_and_leaves_nothing() {
     in_namespaces("delay::the_probe_finds_that_this_host_can_and_leaves_nothing", |_world| {
         let before = state();
@@ -210,6 +218,7 @@ fn the_probe_finds_that_this_host_can_and_leaves_nothing() {
 }
 
 #[test]
+#[ignore = "needs user namespaces"]
 fn jitter_does_not_change_the_order_of_a_flow() {
     in_namespaces("delay::jitter_does_not_change_the_order_of_a_flow", |world| {
         let receiver = world.peer_socket(PEER, 5_000);
@@ -238,6 +247,7 @@ fn jitter_does_not_change_the_order_of_a_flow() {
 }
 
 #[test]
+#[ignore = "needs user namespaces"]
 fn a_share_of_the_flows_is_delayed_and_the_others_are_not() {
     in_namespaces("delay::a_share_of_the_flows_is_delayed_and_the_others_are_not", |world| {
         world.echoes(PEER, 80);

@@ -111,6 +111,7 @@ fn to_port(number: u16) -> Selectors {
 }
 
 #[test]
+#[ignore = "needs user namespaces"]
 fn no_packet_is_lost_when_a_fault_begins_and_ends_and_others_notice_nothing() {
     in_namespaces("end::no_packet_is_lost_when_a_fault_begins_and_ends_and_others_notice_nothing", |world| {
         let targeted = Numbered::start(&world, 5_000, Duration::from_micros(500));
@@ -141,6 +142,7 @@ fn no_packet_is_lost_when_a_fault_begins_and_ends_and_others_notice_nothing() {
 }
 
 #[test]
+#[ignore = "needs user namespaces"]
 fn a_bulk_connection_lives_through_begin_end_and_death() {
     in_namespaces("end::a_bulk_connection_lives_through_begin_end_and_death", |world| {
         let connection = bulk(&world, 200 << 20);
@@ -158,6 +160,7 @@ fn a_bulk_connection_lives_through_begin_end_and_death() {
 }
 
 #[test]
+#[ignore = "needs user namespaces"]
 fn traffic_passes_at_once_when_the_agent_is_killed_and_its_next_start_leaves_nothing() {
     let name = "end::traffic_passes_at_once_when_the_agent_is_killed_and_its_next_start_leaves_nothing";
     in_namespaces(name, |world| {
@@ -190,6 +193,7 @@ fn traffic_passes_at_once_when_the_agent_is_killed_and_its_next_start_leaves_not
 }
 
 #[test]
+#[ignore = "needs user namespaces"]
 fn traffic_passes_when_the_agent_stands_still_for_longer_than_the_lease() {
     in_namespaces("end::traffic_passes_when_the_agent_stands_still_for_longer_than_the_lease", |world| {
         let flow = Numbered::start(&world, 5_000, ms(3));
@@ -210,6 +214,7 @@ fn traffic_passes_when_the_agent_stands_still_for_longer_than_the_lease() {
 }
 
 #[test]
+#[ignore = "needs user namespaces"]
 fn a_fault_that_is_not_renewed_ends_by_itself_and_one_that_is_stays() {
     in_namespaces("end::a_fault_that_is_not_renewed_ends_by_itself_and_one_that_is_stays", |world| {
         world.echoes(PEER, 80);
@@ -230,6 +235,7 @@ fn a_fault_that_is_not_renewed_ends_by_itself_and_one_that_is_stays() {
 }
 
 #[test]
+#[ignore = "needs user namespaces"]
 fn gone_within_100_ms_of_healing_under_load() {
     in_namespaces("end::gone_within_100_ms_of_healing_under_load", |world| {
         let connection = bulk(&world, 400 << 20);
@@ -270,6 +276,7 @@ fn gone_within_100_ms_of_healing_under_load() {
 }
 
 #[test]
+#[ignore = "needs user namespaces"]
 fn at_the_bound_the_fault_ends_and_nothing_is_lost() {
     in_namespaces("end::at_the_bound_the_fault_ends_and_nothing_is_lost", |world| {
         let _open = world.peer_socket(PEER, 5_000);
@@ -330,6 +337,7 @@ impl Agent {
 
 /// Not a test but what [`Agent`] runs: puts a fault up, renews it, and heals at the end of its input if it is not killed before.
 #[test]
+#[ignore = "needs user namespaces"]
 fn plays_the_agent() {
     let Some(folder) = std::env::var_os(AGENT) else { return };
     let number = |name: &str| std::env::var(name).unwrap().parse::<u64>().unwrap();

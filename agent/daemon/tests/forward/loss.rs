@@ -47,6 +47,7 @@ fn count(world: &World, parts: Parts) -> Counted {
 }
 
 #[test]
+#[ignore = "needs user namespaces"]
 fn loses_and_doubles_as_many_as_it_should() {
     in_namespaces("loss::loses_and_doubles_as_many_as_it_should", |world| {
         let loss = Some(Loss::Random(percent(10.0)));
@@ -63,6 +64,7 @@ fn loses_and_doubles_as_many_as_it_should() {
 }
 
 #[test]
+#[ignore = "needs user namespaces"]
 fn a_black_hole_takes_all_of_one_peer_and_nothing_of_another() {
     in_namespaces("loss::a_black_hole_takes_all_of_one_peer_and_nothing_of_another", |world| {
         world.echoes(OTHER, 80);
@@ -84,6 +86,7 @@ fn black_hole() -> Parts {
 }
 
 #[test]
+#[ignore = "needs user namespaces"]
 fn a_corrupted_packet_is_noticed_by_its_checksum() {
     in_namespaces("loss::a_corrupted_packet_is_noticed_by_its_checksum", |world| {
         let parts = Parts { corrupt: Some(percent(100.0)), ..Parts::default() };
@@ -95,6 +98,7 @@ fn a_corrupted_packet_is_noticed_by_its_checksum() {
 }
 
 #[test]
+#[ignore = "needs user namespaces"]
 fn a_stream_is_right_in_spite_of_corrupted_packets() {
     in_namespaces("loss::a_stream_is_right_in_spite_of_corrupted_packets", |world| {
         let connection = bulk(&world, 4 << 20);

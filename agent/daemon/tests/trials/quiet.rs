@@ -19,6 +19,7 @@ fn asked() -> Asked {
 }
 
 #[test]
+#[ignore = "needs user namespaces"]
 fn commands_that_come_twice_or_after_a_restart_have_no_effect() {
     in_namespaces("quiet::commands_that_come_twice_or_after_a_restart_have_no_effect", |world| {
         world.echoes(PEER, TARGETED);
@@ -77,6 +78,7 @@ fn commands_that_come_twice_or_after_a_restart_have_no_effect() {
 }
 
 #[test]
+#[ignore = "needs user namespaces"]
 fn connections_that_come_and_go_leak_nothing() {
     in_namespaces("quiet::connections_that_come_and_go_leak_nothing", |world| {
         let mut control = ControlPlane::start(world.folder.path(), false);
@@ -102,6 +104,7 @@ fn connections_that_come_and_go_leak_nothing() {
 }
 
 #[test]
+#[ignore = "needs user namespaces"]
 fn an_idle_agent_costs_nothing_worth_measuring() {
     in_namespaces("quiet::an_idle_agent_costs_nothing_worth_measuring", |world| {
         let control = ControlPlane::start(world.folder.path(), false);

@@ -7,7 +7,7 @@ use troop_policies::plan::{PlanEntry, PlanVerdict};
 /// The demo's policy with a drill on Tuesdays at 10:30, and odds so small that no draw of these days falls.
 fn policy() -> String {
     let rare =
-        POLICY.replace("mean_workdays = 1", "mean_workdays = 250").replace("min_workdays  = 1", "min_workdays = 2");
+        POLICY.replace("mean_workdays = 1\n", "mean_workdays = 250\n").replace("min_workdays  = 1", "min_workdays = 2");
     format!("{rare}\n[[apps.hello.drills]]\ncron = \"30 10 * * tue\"\nmonkey = \"chaos\"\n")
 }
 

@@ -18,7 +18,7 @@ use troop_policies::registry_view::{Entry, RegistryView, Status};
 use troop_policies::step::{Size, Step};
 use troop_policies::{AccountName, ClusterName, GroupName, ImageId, InstanceId, IntentId, RegionName, ZoneName};
 
-use crate::agents::NoAgents;
+use crate::agents::{Agents, NoAgents};
 use crate::clock::{self, Calendar};
 use crate::outside::Dial;
 use crate::serve::core::{Core, Parts};
@@ -74,7 +74,7 @@ impl State {
             image: group.image.clone(),
             lifecycle: Lifecycle::InService,
             launched_at: clock::real_now(),
-            address: None,
+            address: Some(std::net::Ipv4Addr::from_bits(0x0a00_0001 + self.next).into()),
             port: 80,
             protected: false,
             spare: false,
@@ -151,6 +151,7 @@ impl State {
             Step::CancelEntry { instance, .. } => {
                 self.corpses.remove(instance);
             }
+            Step::Fault { .. } => return Err("the stage has no agents".to_owned()),
         }
         self.done.push(step.clone());
         self.settle();
@@ -331,6 +332,16 @@ impl Home {
 
     /// One control plane of this site, its calendar standing at `calendar`.
     pub(super) async fn control_plane(&self, world: &Arc<Fake>, calendar: &str) -> Arc<Core> {
+        self.control_plane_with(world, Arc::new(NoAgents), calendar).await
+    }
+
+    /// One whose hosts have agents.
+    pub(super) async fn control_plane_with(
+        &self,
+        world: &Arc<Fake>,
+        agents: Arc<dyn Agents>,
+        calendar: &str,
+    ) -> Arc<Core> {
         let calendar = Calendar::standing(calendar.parse().unwrap());
         let state = self.state();
         state.create().unwrap();
@@ -344,7 +355,7 @@ impl Home {
                 site: Site::embedded_default(),
                 ledger,
                 world: Arc::clone(world) as Arc<dyn World>,
-                agents: Arc::new(NoAgents),
+                agents,
                 calendar,
                 secret: Ok(SiteSecret::from_bytes([7; 32])),
             },

@@ -1,0 +1,182 @@
+//! The expressions of a rule: each looks at the packet or a register and either goes on to the next or ends the rule.
+
+use crate::netlink::attributes::Attributes;
+
+/// Four bytes of the kernel's working memory for a packet (`NFT_REG32_00` and up); longer values take the following ones too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Register(u32);
+
+impl Register {
+    /// The one that matches use.
+    pub const FIRST: Self = Self(8);
+
+    /// Four bytes further.
+    #[must_use]
+    pub const fn after(self, words: u32) -> Self {
+        Self(self.0 + words)
+    }
+}
+
+/// What is known of a packet beside its bytes (`enum nft_meta_keys`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Meta {
+    /// The EtherType, two bytes in the network's order.
+    Protocol = 1,
+    /// The number of the device that it came by, in the machine's order.
+    InDevice = 4,
+    OutDevice = 5,
+    /// The transport protocol's number, after IPv6's extension headers; one byte.
+    Transport = 16,
+}
+
+/// From where bytes of a packet are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Base {
+    Network = 1,
+    /// A fragment but the first has none, and the rule ends there.
+    Transport = 2,
+}
+
+/// How a register must compare, byte by byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compare {
+    Equal = 0,
+    Unequal = 1,
+    Less = 2,
+}
+
+/// `NFT_RETURN` and `NFT_JUMP`: negative numbers on the wire.
+const RETURN: i32 = -5;
+const JUMP: i32 = -3;
+
+/// The expressions of one rule, in their order.
+#[derive(Debug, Clone, Default)]
+pub struct Expressions(Vec<(&'static str, Attributes)>);
+
+impl Expressions {
+    /// Loads what is known of the packet.
+    #[must_use]
+    pub fn meta(self, what: Meta) -> Self {
+        self.with("meta", |a| {
+            a.put_be(1, Register::FIRST.0);
+            a.put_be(2, what as u32);
+        })
+    }
+
+    /// Loads bytes of the packet.
+    #[must_use]
+    pub fn payload(self, into: Register, base: Base, offset: u32, length: u32) -> Self {
+        self.with("payload", |a| {
+            a.put_be(1, into.0);
+            a.put_be(2, base as u32);
+            a.put_be(3, offset);
+            a.put_be(4, length);
+        })
+    }
+
+    /// Ends the rule unless what was loaded compares so.
+    #[must_use]
+    pub fn compare(self, how: Compare, with: &[u8]) -> Self {
+        self.with("cmp", |a| {
+            a.put_be(1, Register::FIRST.0);
+            a.put_be(2, how as u32);
+            a.nest(3, |a| a.put(1, with));
+        })
+    }
+
+    /// Keeps only these bits of what was loaded.
+    #[must_use]
+    pub fn mask(self, bits: &[u8]) -> Self {
+        let length = u32::try_from(bits.len()).unwrap_or(u32::MAX);
+        self.with("bitwise", |a| {
+            a.put_be(1, Register::FIRST.0);
+            a.put_be(2, Register::FIRST.0);
+            a.put_be(3, length);
+            a.nest(4, |a| a.put(1, bits));
+            a.nest(5, |a| a.put(1, &vec![0; bits.len()]));
+        })
+    }
+
+    /// Ends the rule unless what was loaded is in the set.
+    #[must_use]
+    pub fn lookup(self, set: &str) -> Self {
+        self.with("lookup", |a| {
+            a.put_text(1, set);
+            a.put_be(2, Register::FIRST.0);
+        })
+    }
+
+    /// Hashes `length` bytes from the first register on into a number below `below`, and puts it in their place, in the
+    /// network's order so that it compares as bytes do.
+    #[must_use]
+    pub fn hash(self, length: u32, below: u32, seed: u32) -> Self {
+        self.with("hash", |a| {
+            a.put_be(1, Register::FIRST.0);
+            a.put_be(2, Register::FIRST.0);
+            a.put_be(3, length);
+            a.put_be(4, below);
+            a.put_be(5, seed);
+        })
+        .with("byteorder", |a| {
+            a.put_be(1, Register::FIRST.0);
+            a.put_be(2, Register::FIRST.0);
+            // From the machine's to the network's order, one number of four bytes.
+            a.put_be(3, 1);
+            a.put_be(4, 4);
+            a.put_be(5, 4);
+        })
+    }
+
+    /// Goes on behind where this chain was jumped to.
+    #[must_use]
+    pub fn leave(self) -> Self {
+        self.verdict(RETURN, None)
+    }
+
+    /// Goes on in another chain, and comes back.
+    #[must_use]
+    pub fn jump(self, chain: &str) -> Self {
+        self.verdict(JUMP, Some(chain))
+    }
+
+    /// Hands the packet to another device, as if it were sent by it.
+    #[must_use]
+    pub fn forward_to(self, device: u32) -> Self {
+        self.with("immediate", |a| {
+            a.put_be(1, Register::FIRST.0);
+            a.nest(2, |a| a.put(1, &device.to_ne_bytes()));
+        })
+        .with("fwd", |a| a.put_be(1, Register::FIRST.0))
+    }
+
+    fn verdict(self, code: i32, chain: Option<&str>) -> Self {
+        self.with("immediate", |a| {
+            // The register of verdicts.
+            a.put_be(1, 0);
+            a.nest(2, |a| {
+                a.nest(2, |a| {
+                    a.put(1, &code.to_be_bytes());
+                    if let Some(chain) = chain {
+                        a.put_text(2, chain);
+                    }
+                });
+            });
+        })
+    }
+
+    fn with(mut self, name: &'static str, fill: impl FnOnce(&mut Attributes)) -> Self {
+        let mut data = Attributes::default();
+        fill(&mut data);
+        self.0.push((name, data));
+        self
+    }
+
+    pub(super) fn write(self, a: &mut Attributes) {
+        for (name, data) in self.0 {
+            a.nest(1, |a| {
+                a.put_text(1, name);
+                a.nest(2, |a| a.append(data));
+            });
+        }
+    }
+}
