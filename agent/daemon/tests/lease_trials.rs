@@ -12,6 +12,8 @@
 mod cause;
 #[path = "trials/control.rs"]
 mod control;
+#[path = "trials/cut.rs"]
+mod cut;
 #[path = "trials/host.rs"]
 mod host;
 #[path = "trials/probe.rs"]

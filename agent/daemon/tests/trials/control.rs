@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
@@ -16,8 +17,12 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::net::UnixListener;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use troop_agent_core::protocol::{self, Chapter, FromAgent, Grant, Story, ToAgent, VERSION};
@@ -28,6 +33,10 @@ use crate::world::{PEER, ms};
 
 const SOCKET: &str = "TROOP_TEST_CONTROL_PLANE";
 const TWICE: &str = "TROOP_TEST_TWICE";
+/// A folder with a certificate and its key: then agents are received over TLS.
+const TLS: &str = "TROOP_TEST_TLS";
+pub(crate) const TLS_PORT: u16 = 8_443;
+const SOCKET_NAME: &str = "agents.sock";
 /// Before each line that it says: the test harness says things, too.
 const MARK: &str = "@@ ";
 /// Longest wait for anything that it should hear.
@@ -77,24 +86,32 @@ pub(crate) struct ControlPlane {
     pub(crate) child: Child,
     words: ChildStdin,
     heard: Arc<Heard>,
-    pub(crate) socket: PathBuf,
+    /// How an agent reaches it.
+    pub(crate) to: Vec<OsString>,
 }
 
 impl ControlPlane {
-    /// `twice`: each message goes out two times.
+    /// On a unix socket. `twice`: each message goes out two times.
     pub(crate) fn start(folder: &Path, twice: bool) -> Self {
-        let socket = folder.join("agents.sock");
+        let to = vec!["--to".into(), format!("unix:{}", folder.join(SOCKET_NAME).display()).into()];
+        Self::run(folder, to, twice.then_some((TWICE, Path::new("1"))))
+    }
+
+    /// On a port of the loopback, over TLS.
+    pub(crate) fn start_tls(folder: &Path) -> Self {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        std::fs::write(folder.join("cert.pem"), made.cert.pem()).unwrap();
+        std::fs::write(folder.join("key.pem"), made.signing_key.serialize_pem()).unwrap();
+        let to =
+            [format!("--to=https://localhost:{TLS_PORT}"), format!("--ca-file={}", folder.join("cert.pem").display())];
+        Self::run(folder, to.map(OsString::from).to_vec(), Some((TLS, folder)))
+    }
+
+    fn run(folder: &Path, to: Vec<OsString>, more: Option<(&str, &Path)>) -> Self {
+        let socket = folder.join(SOCKET_NAME);
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args([
-            "--include-ignored",
-            "--exact",
-            "control::plays_the_control_plane",
-            "--nocapture",
-            "--test-threads=1",
-        ]);
-        if twice {
-            command.env(TWICE, "1");
-        }
+        command.args(["--exact", "control::plays_the_control_plane", "--nocapture", "--test-threads=1"]);
+        command.envs(more);
         let mut child = command.env(SOCKET, &socket).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (words, lines) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
         let heard = Arc::new(Heard::default());
@@ -108,7 +125,7 @@ impl ControlPlane {
                 told.more.notify_all();
             }
         });
-        let control = Self { child, words, heard, socket };
+        let control = Self { child, words, heard, to };
         control.wait_for("its start", 0, |line| line == "listening");
         control
     }
@@ -214,6 +231,8 @@ struct Desk {
 
 async fn serve(socket: &Path) {
     let listener = UnixListener::bind(socket).unwrap();
+    let tls = std::env::var_os(TLS).map(|folder| acceptor(Path::new(&folder)));
+    let tcp = TcpListener::bind(("127.0.0.1", if tls.is_some() { TLS_PORT } else { 0 })).await.unwrap();
     let desk = Arc::new(Mutex::new(Desk { twice: std::env::var_os(TWICE).is_some(), ..Desk::default() }));
     let (tell, mut words) = mpsc::unbounded_channel();
     std::thread::spawn(move || {
@@ -227,15 +246,11 @@ async fn serve(socket: &Path) {
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            accepted = listener.accept() => {
+            accepted = listener.accept() => drop(tokio::spawn(receive(accepted.unwrap().0, Arc::clone(&desk)))),
+            accepted = tcp.accept(), if tls.is_some() => {
+                let handshake = tls.clone().map(|tls| tls.accept(accepted.unwrap().0)).unwrap();
                 let desk = Arc::clone(&desk);
-                let service = service_fn(move |request| {
-                    std::future::ready(Ok::<_, Infallible>(answer(request, Arc::clone(&desk))))
-                });
-                let connection = http2::Builder::new(TokioExecutor::new())
-                    .timer(TokioTimer::new())
-                    .serve_connection(TokioIo::new(accepted.unwrap().0), service);
-                tokio::spawn(async move { drop(connection.await) });
+                tokio::spawn(async move { receive(handshake.await.unwrap(), desk).await });
             }
             // Nobody is there any more who could say something.
             word = words.recv() => match word {
@@ -245,6 +260,25 @@ async fn serve(socket: &Path) {
             _ = tick.tick() => desk.lock().unwrap().renew(),
         }
     }
+}
+
+fn acceptor(folder: &Path) -> TlsAcceptor {
+    let chain = CertificateDer::pem_file_iter(folder.join("cert.pem")).unwrap().map(Result::unwrap).collect();
+    let key = PrivateKeyDer::from_pem_file(folder.join("key.pem")).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let mut config = config.with_no_client_auth().with_single_cert(chain, key).unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    TlsAcceptor::from(Arc::new(config))
+}
+
+async fn receive(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, desk: Arc<Mutex<Desk>>) {
+    let service =
+        service_fn(move |request| std::future::ready(Ok::<_, Infallible>(answer(request, Arc::clone(&desk)))));
+    let connection = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .serve_connection(TokioIo::new(stream), service);
+    drop(connection.await);
 }
 
 fn answer(

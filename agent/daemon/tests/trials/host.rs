@@ -27,7 +27,7 @@ fn program() -> OsString {
 pub(crate) struct Host {
     pub(crate) agent: Child,
     folder: PathBuf,
-    socket: PathBuf,
+    to: Vec<OsString>,
     before: String,
 }
 
@@ -44,15 +44,15 @@ impl Host {
         std::fs::write(folder.join("token"), "token").unwrap();
         // The kernel adds it a little after the address.
         wait_until("the last route", || run("ip", "-6 route show table local").contains("fd00::1"));
-        let (before, socket) = (everything(), control.socket.clone());
-        let agent = spawn(&folder, &socket);
+        let (before, to) = (everything(), control.to.clone());
+        let agent = spawn(&folder, &to);
         control.wait_for("the agent", 0, |line| line.starts_with("connected "));
-        Self { agent, folder, socket, before }
+        Self { agent, folder, to, before }
     }
 
     /// Another one after its end.
     pub(crate) fn restart(&mut self) {
-        self.agent = spawn(&self.folder, &self.socket);
+        self.agent = spawn(&self.folder, &self.to);
     }
 
     pub(crate) fn pid(&self) -> Pid {
@@ -156,9 +156,9 @@ impl Drop for Host {
     }
 }
 
-fn spawn(folder: &std::path::Path, socket: &std::path::Path) -> Child {
+fn spawn(folder: &std::path::Path, to: &[OsString]) -> Child {
     let mut command = Command::new(program());
-    command.arg("run").arg("--to").arg(format!("unix:{}", socket.display())).args(["--instance", "local/r1/i-1"]);
+    command.arg("run").args(to).args(["--instance", "local/r1/i-1"]);
     for (argument, file) in [("--token-file", "token"), ("--state", "state"), ("--config", "agent.toml")] {
         command.arg(argument).arg(folder.join(file));
     }
