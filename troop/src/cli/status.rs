@@ -6,6 +6,7 @@ use clap::Args;
 use jiff::Timestamp;
 use troop_ledger::{EventFilter, IntentRow, Ledger, LedgerError};
 use troop_policies::situation::UnhealedMark;
+use troop_policies::step::Step;
 
 use super::args::Output;
 use super::context::{self, Context};
@@ -114,7 +115,11 @@ async fn from_ledger(ledger: &Ledger, view: &mut StatusView) -> Result<(), Strin
         let healing: HealingBody =
             serde_json::from_value(mark.body).map_err(|e| format!("{what} cannot be read: {e}"))?;
         let is_open = kills.contains_key(&mark.key);
-        let state = if is_open { BrokenState::Ending } else { BrokenState::Healing };
+        let state = match (healing.intent.step.is_for_agent(), is_open) {
+            (true, _) => BrokenState::Delayed,
+            (false, true) => BrokenState::Ending,
+            (false, false) => BrokenState::Healing,
+        };
         kills.insert(mark.key, healing_of(&healing, state));
     }
     view.broken.extend(kills.into_values());
@@ -143,7 +148,7 @@ fn kill_of(row: &IntentRow) -> Result<Option<Broken>, String> {
     let IntentBody { intent, zone } = intent_of(row)?;
     let Some(instance) = intent.step.victim() else { return Ok(None) };
     Ok(Some(Broken {
-        state: BrokenState::Ending,
+        state: if intent.step.is_for_agent() { BrokenState::Delayed } else { BrokenState::Ending },
         draw_key: row.key.clone(),
         instance: Some(instance.to_string()),
         group: Some(intent.step.group().to_string()),
@@ -152,7 +157,7 @@ fn kill_of(row: &IntentRow) -> Result<Option<Broken>, String> {
         since: row.real_at,
         until: None,
         by: by(&intent.cause),
-        why: None,
+        why: fault_of(&intent.step),
     }))
 }
 
@@ -174,8 +179,13 @@ fn healing_of(healing: &HealingBody, state: BrokenState) -> Broken {
         since: healing.killed_at,
         until: Some(healing.deadline),
         by: by(&intent.cause),
-        why: None,
+        why: fault_of(&intent.step),
     }
+}
+
+/// What a fault does; nothing for any other step.
+fn fault_of(step: &Step) -> Option<String> {
+    if let Step::Fault { fault, .. } = step { Some(fault.to_string()) } else { None }
 }
 
 /// An unhealed scope, with the kill that made it so.

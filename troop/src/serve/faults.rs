@@ -5,9 +5,11 @@
 //! Whoever renews is whoever watches; when nobody does, the host heals by itself.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use tokio::sync::oneshot;
 use troop_agent_core::protocol::{Answered, Chapter, End, Grant, Measured, MeasuredBy, Story};
 use troop_ledger::LedgerError;
 use troop_policies::fault::{FaultSpec, in_words};
@@ -149,6 +151,9 @@ struct Following {
     counted: VecDeque<(Timestamp, u64, u64)>,
     /// Why it was told to end, once it was.
     ending: Option<String>,
+    told_to_end: bool,
+    /// The answer to the last order, when it comes. A host that does not answer must not keep the others waiting.
+    asked: Option<oneshot::Receiver<Result<Answered, NoAnswer>>>,
 }
 
 impl Follower {
@@ -196,20 +201,32 @@ impl Follower {
                 Order::Renew { lease: intent.id.to_string(), peers }
             }
         };
-        let due = following.renewed_at.is_none_or(|at| since(at, now) >= RENEW_EVERY);
-        if due || (following.ending.is_some() && following.renewed_at.is_some()) {
-            following.renewed_at = if following.ending.is_some() { None } else { Some(now) };
-            match core.agents.order(&host, order).await {
+        if let Some(asked) = &mut following.asked {
+            match asked.try_recv() {
                 // An agent undoes what an earlier one left before it speaks to anybody.
-                Ok(Answered::Gone { why: None }) => {
+                Ok(Ok(Answered::Gone { why: None })) => {
                     self.faults.remove(&intent.id);
                     let how = "its agent has begun anew, and undone what the former one left".to_owned();
                     return settle(core, watched, story, how, now).await;
                 }
-                Ok(_) => {}
+                Err(oneshot::error::TryRecvError::Empty) => return Ok(()),
+                Ok(Ok(_)) => {}
                 // A host that does not hear lapses, and tells so when it can.
-                Err(why) => tracing::debug!(%host, %why, "a lease was not renewed"),
+                Ok(Err(why)) => tracing::debug!(%host, %why, "a lease was not renewed"),
+                Err(oneshot::error::TryRecvError::Closed) => {}
             }
+            following.asked = None;
+        }
+        let due = following.renewed_at.is_none_or(|at| since(at, now) >= RENEW_EVERY);
+        let ends_now = following.ending.is_some() && !following.told_to_end;
+        if due || ends_now {
+            following.renewed_at = Some(now);
+            following.told_to_end = following.ending.is_some();
+            let (tell, asked) = oneshot::channel();
+            let agents = Arc::clone(&core.agents);
+            // Nobody need be there to hear it.
+            core.host.spawn(Box::pin(async move { drop(tell.send(agents.order(&host, order).await)) }));
+            following.asked = Some(asked);
         }
         Ok(())
     }

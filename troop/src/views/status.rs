@@ -53,6 +53,8 @@ pub enum BrokenState {
     /// Recorded, and its outcome is not known yet.
     Ending,
     Healing,
+    /// A fault is on its network, or is being put there or taken away.
+    Delayed,
     Unhealed,
 }
 
@@ -129,9 +131,10 @@ fn broken(b: &Broken, zones: &Zones, now: Timestamp, is_watched: bool) -> String
     };
     let since = time::both(b.since, zone);
     let until = match (b.state, b.until) {
-        (BrokenState::Unhealed, _) | (BrokenState::Healing | BrokenState::Ending, None) => {
+        (BrokenState::Unhealed, _) | (BrokenState::Healing | BrokenState::Ending | BrokenState::Delayed, None) => {
             format!("until `troop clear {} --reason …`", b.draw_key)
         }
+        (BrokenState::Delayed, Some(until)) => format!("until {} at the latest", time::both(until, zone)),
         (BrokenState::Healing | BrokenState::Ending, Some(until)) if until > now || is_watched => {
             format!("until healed, {} at the latest", time::both(until, zone))
         }
@@ -143,6 +146,7 @@ fn broken(b: &Broken, zones: &Zones, now: Timestamp, is_watched: bool) -> String
     let state = match b.state {
         BrokenState::Ending => " is being ended",
         BrokenState::Healing => " was ended and its group is not whole again",
+        BrokenState::Delayed => " has a fault on its network",
         BrokenState::Unhealed => " has not healed in time",
     };
     let why = b.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
