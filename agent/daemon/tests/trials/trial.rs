@@ -38,6 +38,7 @@ pub(crate) struct Found {
 
 /// Not a test but what [`crate::table`] runs.
 #[test]
+#[ignore = "needs user namespaces"]
 fn one_trial() {
     let Some(seed) = std::env::var_os(SEED) else { return };
     let drawn = Drawn::of(seed.to_str().unwrap().parse().unwrap());
