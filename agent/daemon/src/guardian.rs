@@ -1,7 +1,7 @@
 //! The guardian: a process beside the agent that undoes what the kernel does not take back by itself.
 //!
 //! It lives while a fault does. Over its standard input the agent tells it until when each lease lives; when the agent
-//! dies (its pidfd says so), or a lease has run out and the agent has not healed it in [`GRACE`] (it stands still), the
+//! dies (its pidfd says so), or a lease has run out and the agent has not healed it in 0.4 s (it stands still), the
 //! guardian undoes what the journal says. It changes nothing else and speaks to nobody.
 //!
 //! Not PR_SET_PDEATHSIG: that signal comes when the thread ends that started the process.

@@ -305,7 +305,7 @@ struct Agent(Child, Lines<BufReader<ChildStdout>>);
 impl Agent {
     fn start(world: &World, delay_ms: u64, ttl_ms: u64) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "end::plays_the_agent", "--nocapture", "--test-threads=1"])
+            .args(["--include-ignored", "--exact", "end::plays_the_agent", "--nocapture", "--test-threads=1"])
             .env(AGENT, world.folder.path())
             .env("TROOP_TEST_DELAY_MS", delay_ms.to_string())
             .env(TTL_MS, ttl_ms.to_string())

@@ -73,7 +73,14 @@ fn a_black_hole_takes_all_of_one_peer_and_nothing_of_another() {
         let mut spared = connect(OTHER, 80);
         send_numbered(200, 100);
         assert!(median_round_trip(&mut spared, 20) < ms(20));
-        let seen = up.plane.seen(&lease()).unwrap();
+        // Its thread may not have come to the last of them yet.
+        let seen = (0..100)
+            .map(|_| {
+                std::thread::sleep(ms(10));
+                up.plane.seen(&lease()).unwrap()
+            })
+            .find(|seen| seen.concerned >= 200);
+        let seen = seen.unwrap_or_else(|| up.plane.seen(&lease()).unwrap());
         up.heal();
         send_numbered(1, 101);
         assert_eq!(socket.recv(&mut [0; 200]).unwrap(), 101, "the first to come is the first that was sent after it");

@@ -42,7 +42,7 @@ pub(crate) fn in_namespaces(name: &str, test: impl FnOnce(World)) {
     let status = Command::new("unshare")
         .args(["-Urn", "--kill-child"])
         .arg(me)
-        .args(["--ignored", "--exact", name, "--nocapture", "--test-threads=1"])
+        .args(["--include-ignored", "--exact", name, "--nocapture", "--test-threads=1"])
         .env(INSIDE, "1")
         .status();
     assert!(status.unwrap().success());

@@ -73,7 +73,7 @@ fn a_fault_is_gone_within_its_lease_and_a_second_whatever_dies_or_stands_still()
 
 fn run(seed: u64) -> Outcome {
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "trial::one_trial", "--nocapture", "--test-threads=1"])
+        .args(["--include-ignored", "--exact", "trial::one_trial", "--nocapture", "--test-threads=1"])
         .env(SEED, seed.to_string())
         .env("RUST_BACKTRACE", "0")
         .output()
