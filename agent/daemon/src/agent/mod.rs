@@ -73,17 +73,33 @@ impl AgentError {
 /// # Errors
 /// [`AgentError`] when it cannot be told.
 pub fn heal(state: &Path) -> Result<Report, AgentError> {
-    undo(state, || std::fs::write(mark_of(state), ""))
+    let mark = mark_of(state);
+    let mut journal = journal(state)?;
+    std::fs::write(&mark, "").map_err(|e| AgentError::System("tell the agent to end its faults", e))?;
+    if !journal.leases()?.is_empty() {
+        // It lets go in order what it holds, which whoever takes its devices away does not.
+        let until = clock::now().after(LET_GO_MAX);
+        while mark.exists() && clock::now() < until {
+            std::thread::sleep(LET_GO_LOOK);
+        }
+    }
+    undo(&mut journal)
 }
 
-/// What is left of an earlier agent, undone. `and`: what is to be done before anybody puts up something new.
-fn undo(state: &Path, and: impl FnOnce() -> io::Result<()>) -> Result<Report, AgentError> {
+/// How long a running agent has for ending its faults when somebody heals by hand: it looks five times a second. One that is dead or
+/// stands still makes nobody wait longer.
+const LET_GO_MAX: Duration = Duration::from_millis(600);
+const LET_GO_LOOK: Duration = Duration::from_millis(10);
+
+fn journal(state: &Path) -> Result<Journal, AgentError> {
     let place = Place::here().map_err(|e| AgentError::System("see where this is", e))?;
-    let mut journal = Journal::open(&journal_of(state), place)?;
+    Ok(Journal::open(&journal_of(state), place)?)
+}
+
+/// What is left of an earlier agent, undone.
+fn undo(journal: &mut Journal) -> Result<Report, AgentError> {
     let _hold = journal.hold()?;
-    let report = journal.undo_all(&mut Netlink::route()?)?;
-    and().map_err(|e| AgentError::System("mark that it was healed by hand", e))?;
-    Ok(report)
+    Ok(journal.undo_all(&mut Netlink::route()?)?)
 }
 
 /// There since somebody has healed by hand, until the agent has seen it.
@@ -122,20 +138,16 @@ pub fn capabilities(planes: &[Box<dyn Plane>], lacks: Vec<String>, policy: &Host
 pub async fn run(setup: Setup) -> Result<(), AgentError> {
     let policy = HostPolicy::read(&setup.config)?;
     let mut keep = Keep::open(&setup.state)?;
-    let report = undo(&setup.state, || match std::fs::remove_file(mark_of(&setup.state)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        Ok(()) | Err(_) => Ok(()),
-    })?;
+    let mut journal = journal(&setup.state)?;
+    let report = undo(&mut journal)?;
     if !report.failed.is_empty() {
         return Err(AgentError::Left { left: report.failed.len() });
     }
     let table = keep.table(clock::now());
     keep.keep(&table)?;
     let found = crate::planes::available(&policy);
-    let place = Place::here().map_err(|e| AgentError::System("see where this is", e))?;
     let capabilities = capabilities(&found.planes, found.lacks, &policy);
     let (tell, mut told) = mpsc::channel(64);
-    let journal = Journal::open(&journal_of(&setup.state), place)?;
     let mut agent = Agent::new(carry::Parts {
         table,
         keep,

@@ -15,7 +15,7 @@ use crate::world::{PEER, in_namespaces, ms, wait_until};
 const OPEN_MORE_MAX: usize = 4;
 
 fn asked() -> Asked {
-    Asked { delay: ms(120), direction: Direction::Egress, port: TARGETED, ttl: Duration::from_secs(1) }
+    Asked { delay: ms(120), direction: Direction::Egress, port: TARGETED, ttl: Duration::from_secs(3) }
 }
 
 #[test]
