@@ -3,15 +3,12 @@
 use std::time::Duration;
 
 use clap::Args;
-use jiff::Timestamp;
-use troop_ledger::{EventFilter, Ledger, LedgerError};
 use troop_policies::InstanceId;
 use troop_policies::fault::{ChanceSpec, FaultSpec, Peer, PortSpan};
 
 use super::args::{self, Output};
 use super::context::{self, Context};
-use super::progress::Progress;
-use super::status;
+use super::watch::{self, Wait};
 use crate::api::types::{AgentView, KillAnswer, LatencyRequest};
 use crate::client::ACT_WITHIN;
 use crate::clock;
@@ -20,9 +17,6 @@ use crate::records::Record;
 use crate::state::StateDir;
 use crate::ui;
 use crate::views::running;
-
-/// How often the ledger is asked whether it is over.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Delay the packets of one instance for a while, and watch them recover
 ///
@@ -150,26 +144,19 @@ enum End {
 }
 
 async fn watch(state: &StateDir, answer: &KillAnswer, output: Output) -> Result<Code, CliError> {
-    let mut progress = Progress::new();
-    let left = "it ends, or lapses, without this command: `troop status` and `troop history` tell";
-    let watched = tokio::select! {
-        watched = until_known(state, answer, &mut progress) => watched,
-        _ = tokio::signal::ctrl_c() => {
-            return Err(CliError::new(Code::LeftBehind, "no longer watched").hint(left));
-        }
+    let wait = Wait {
+        kinds: ["fault_ended", "not_healed"],
+        until: &format!("until it is gone; {}", answer.detail),
+        left: "it ends, or lapses, without this command: `troop status` and `troop history` tell",
+        never: (
+            "its time is over, and the ledger does not say that it is gone",
+            "`troop agents` shows what the host still has",
+        ),
+        unread: "whether it is gone cannot be read",
     };
-    drop(progress);
-    let (line, code) = match watched {
-        Ok(Some(End::Gone(how))) => (how, Code::Ok),
-        Ok(Some(End::NotHealed(why))) => (format!("not healed: {why}"), Code::CheckFalse),
-        Ok(None) => {
-            let what = "its time is over, and the ledger does not say that it is gone";
-            return Err(CliError::new(Code::LeftBehind, what).hint("`troop agents` shows what the host still has"));
-        }
-        Err(e) => {
-            let what = format!("whether it is gone cannot be read: {}", crate::world::chain(&e));
-            return Err(CliError::new(Code::LeftBehind, what).hint(left));
-        }
+    let (line, code) = match watch::ended(state, answer, &wait, end).await? {
+        End::Gone(how) => (how, Code::Ok),
+        End::NotHealed(why) => (format!("not healed: {why}"), Code::CheckFalse),
     };
     if output.is_json() {
         ui::json(&serde_json::json!({ "schema": 1, "intent": answer.intent, "gone": code == Code::Ok, "text": line }));
@@ -179,50 +166,16 @@ async fn watch(state: &StateDir, answer: &KillAnswer, output: Output) -> Result<
     Ok(code)
 }
 
-async fn until_known(
-    state: &StateDir,
-    answer: &KillAnswer,
-    progress: &mut Progress,
-) -> Result<Option<End>, LedgerError> {
-    let intent = answer.intent.as_deref().unwrap_or_default();
-    let ledger = Ledger::open_read_only(&state.ledger()).await?;
-    let limit = status::heals_until(&ledger, intent).await?;
-    let give_up = limit.unwrap_or_else(clock::real_now).checked_add(jiff::SignedDuration::from_secs(15));
-    let give_up = give_up.unwrap_or(Timestamp::MAX);
-    loop {
-        if let Some(known) = ended(&ledger, &answer.draw_key, intent).await? {
-            return Ok(Some(known));
-        }
-        if clock::real_now() > give_up {
-            return Ok(None);
-        }
-        progress.waiting(&format!("until it is gone; {}", answer.detail));
-        tokio::time::sleep(LOOK_EVERY).await;
+fn end(record: Record, id: &str) -> Option<End> {
+    if let Record::FaultEnded { intent, how, .. } = &record
+        && intent.as_str() == id
+    {
+        return Some(End::Gone(how.clone()));
     }
-}
-
-async fn ended(ledger: &Ledger, draw_key: &str, id: &str) -> Result<Option<End>, LedgerError> {
-    let filter = EventFilter {
-        kinds: vec!["fault_ended".to_owned(), "not_healed".to_owned()],
-        key: Some(draw_key.to_owned()),
-        newest_first: true,
-        limit: Some(20),
-        ..EventFilter::default()
-    };
-    let events = ledger.events(&filter).await?;
-    let records = events.into_iter().filter_map(|e| serde_json::from_value::<Record>(e.body).ok());
-    let known = |record| {
-        if let Record::FaultEnded { intent, how, .. } = &record
-            && intent.as_str() == id
-        {
-            return Some(End::Gone(how.clone()));
-        }
-        if let Record::NotHealed { intent, why, .. } = record
-            && intent.as_str() == id
-        {
-            return Some(End::NotHealed(why));
-        }
-        None
-    };
-    Ok(records.into_iter().find_map(known))
+    if let Record::NotHealed { intent, why, .. } = record
+        && intent.as_str() == id
+    {
+        return Some(End::NotHealed(why));
+    }
+    None
 }

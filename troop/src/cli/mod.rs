@@ -30,6 +30,7 @@ mod sample;
 mod status;
 mod stored;
 mod up;
+mod watch;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
