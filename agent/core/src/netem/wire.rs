@@ -239,7 +239,8 @@ fn slot(slot: Slot) -> Vec<u8> {
 fn read_slot(from: &mut Reader<'_>) -> Result<Slot, BadOptions> {
     let (min_delay_ns, max_delay_ns) = (from.time_ns()?, from.time_ns()?);
     // Never negative: the kernel refuses that.
-    let (max_packets, max_bytes) = (from.i32()?.unsigned_abs(), from.i32()?.unsigned_abs());
+    let mut count = || u32::try_from(from.i32()?).map_err(|_| BadOptions::Attribute { kind: SLOT });
+    let (max_packets, max_bytes) = (count()?, count()?);
     Ok(Slot {
         min_delay_ns,
         max_delay_ns,

@@ -19,6 +19,9 @@ pub(crate) const MARK: &str = "@@ trial ";
 /// A fault may outlive its lease by a second.
 pub(crate) const GONE_MAX: Duration = Duration::from_secs(2);
 
+/// Probes of the other port that may meet a machine standing still: 50 ms of them.
+const STALLED_MAX: usize = 10;
+
 /// Leases that are tried in turn: on a busy machine a fault may not come up within a second, and must then not come up at all.
 const LEASES: [&str; 8] = ["one", "two", "three", "four", "five", "six", "seven", "eight"];
 
@@ -168,7 +171,9 @@ fn judge(drawn: &Drawn, probes: &[Probe], at: u64, reached: bool, had_guardian: 
     if reached && matches!(drawn.phase, Phase::Up | Phase::Healing) {
         assert!(slow_before > 0, "the fault was not seen at all");
     }
-    assert!(longest_untouched < longer / 2, "the other port waited {longest_untouched:?}");
+    // A machine that stands still for a tenth of a second does so to a few; a fault would have it for as long as it is up.
+    let untouched_slow = probes.iter().filter(|probe| probe.untouched().is_some_and(|took| took >= longer / 2)).count();
+    assert!(untouched_slow < STALLED_MAX, "the other port waited {untouched_slow} times, {longest_untouched:?}");
     assert!(gone <= TTL + Duration::from_secs(1), "gone only after {gone:?}");
     if drawn.phase == Phase::BeforeGrant {
         assert_eq!(first_slow, None, "a fault that was never granted");
