@@ -6,6 +6,7 @@
 //!
 //! **Invariant:** this crate knows no cloud, no ledger and no runtime, and never reads the time.
 
+mod chain;
 pub mod draw;
 pub mod fault;
 pub mod file;
@@ -31,5 +32,6 @@ pub mod situation;
 pub mod spared;
 pub mod step;
 
+pub use chain::chain;
 pub use ids::{AccountName, ImageId, InstanceId, IntentId, RegionName, TeamName, ZoneName};
 pub use names::{AppName, ClusterName, GroupName};

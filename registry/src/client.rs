@@ -5,6 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use reqwest::{Method, StatusCode, Url};
 use serde::Serialize;
+use troop_policies::chain;
 use troop_policies::intent::{Intent, Outcome};
 use troop_policies::leash::Permit;
 use troop_policies::registry_view::RegistryView;
@@ -156,15 +157,4 @@ enum Posted {
 
 fn shortened(body: &[u8]) -> String {
     String::from_utf8_lossy(body).trim().chars().take(WHY_CHARS_MAX).collect()
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }

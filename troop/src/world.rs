@@ -80,14 +80,5 @@ impl Cloud for Joined {
     }
 }
 
-/// An error with its causes in one line, for places that keep text.
-pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}
+/// Where most of this crate has it from.
+pub use troop_policies::chain;

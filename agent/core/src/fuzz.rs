@@ -40,7 +40,7 @@ pub fn frames(data: &[u8]) {
         assert!(host.table().alive().all(|lease| host.live(lease).is_some()), "a lease without a fault");
         assert!(host.next_deadline().is_none_or(|deadline| deadline > now), "one lives past its end");
     }
-    let todo = host.end_all();
+    let todo = host.give_up_all("it ends");
     carry_out(&mut host, todo, now);
     assert!(host.is_idle(), "something is left");
 }

@@ -7,7 +7,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::agent::{self, AgentError, Setup, in_full};
+use troop_policies::chain;
+
+use crate::agent::{self, AgentError, Setup};
 use crate::channel::Endpoint;
 use crate::config::{DEFAULT_PATH, HostPolicy};
 use crate::guardian;
@@ -82,14 +84,14 @@ pub fn main(args: impl Iterator<Item = OsString>, before: &[&str]) -> ExitCode {
     match args.command {
         Command::Run(args) => match setup(args, before).map(run) {
             Ok(Ok(())) => ExitCode::SUCCESS,
-            Ok(Err(error)) => complain(&in_full(&error), error.hint(), UNAVAILABLE),
+            Ok(Err(error)) => complain(&chain(&error), error.hint(), UNAVAILABLE),
             Err(what) => complain(&what, "`troop-agent run --help` explains each", INPUT),
         },
         Command::Heal { state } => heal(&state),
         Command::Probe { config } => probe(&config),
         Command::Guardian { agent, journal } => match guardian::run(agent, &journal) {
             Ok(()) => ExitCode::SUCCESS,
-            Err(error) => complain(&in_full(&error), "`troop-agent heal` undoes the rest", LEFT),
+            Err(error) => complain(&chain(&error), "`troop-agent heal` undoes the rest", LEFT),
         },
     }
 }
@@ -120,7 +122,7 @@ fn run(setup: Setup) -> Result<(), AgentError> {
 fn heal(state: &Path) -> ExitCode {
     let report = match agent::heal(state) {
         Ok(report) => report,
-        Err(error) => return complain(&in_full(&error), error.hint(), UNAVAILABLE),
+        Err(error) => return complain(&chain(&error), error.hint(), UNAVAILABLE),
     };
     for (lease, change, undone) in &report.undone {
         let word = match undone {
@@ -131,7 +133,7 @@ fn heal(state: &Path) -> ExitCode {
         say(&format!("{lease}: {change} {word}"));
     }
     for (lease, change, error) in &report.failed {
-        say(&format!("{lease}: {change} STAYS: {}", in_full(error)));
+        say(&format!("{lease}: {change} STAYS: {}", chain(error)));
     }
     match (report.undone.is_empty(), report.failed.is_empty()) {
         (_, false) => {
@@ -148,7 +150,7 @@ fn heal(state: &Path) -> ExitCode {
 fn probe(config: &Path) -> ExitCode {
     let policy = match HostPolicy::read(config) {
         Ok(policy) => policy,
-        Err(error) => return complain(&in_full(&error), error.hint(), INPUT),
+        Err(error) => return complain(&chain(&error), error.hint(), INPUT),
     };
     let found = crate::planes::available(&policy);
     let capabilities = agent::capabilities(&found.planes, found.lacks, &policy);

@@ -5,12 +5,12 @@ use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMe
 
 use troop_agent_core::fault::Direction;
 
-use crate::agent::in_full;
 use crate::config::HostPolicy;
 use crate::netlink::{Netlink, NetlinkError};
 use crate::plane::forward::{self, ForwardPlane};
 use crate::plane::kernel::{self, Kernel};
 use crate::plane::{By, Device, Plane, PlaneError};
+use troop_policies::chain;
 
 /// What was found by trying.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ fn every() -> Vec<Result<Box<dyn Plane>, String>> {
         .and_then(|()| ForwardPlane::open())
         .map(|plane| Box::new(plane) as Box<dyn Plane>);
     let kernel = Kernel::new(&kernel::probe()).map(|plane| Box::new(plane) as Box<dyn Plane>);
-    let said = |name: &'static str| move |e: PlaneError| format!("plane {name}: {}", in_full(&e));
+    let said = |name: &'static str| move |e: PlaneError| format!("plane {name}: {}", chain(&e));
     vec![kernel.map_err(said("kernel")), forward.map_err(said("forward"))]
 }
 

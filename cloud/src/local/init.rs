@@ -93,7 +93,11 @@ async fn run_body(
     let ended = match body {
         Body::Cloud(clock) => {
             let ended = server::run(spec, runtime, exits, clock, ready, stop).await;
-            ended.map_err(|error| StepFailed { step: CLOUD_STEP.to_owned(), errno: 0, detail: server::in_full(&error) })
+            ended.map_err(|error| StepFailed {
+                step: CLOUD_STEP.to_owned(),
+                errno: 0,
+                detail: troop_policies::chain(&error),
+            })
         }
         Body::Trial => trial::run(&spec.state_dir, runtime, exits, ready, stop).await,
     };

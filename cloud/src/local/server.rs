@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use troop_policies::chain;
 use troop_policies::ids::BadId;
 use troop_policies::intent::{Intent, Outcome};
 use troop_policies::step::Step;
@@ -436,7 +437,7 @@ impl Server {
                     Response::Image(image)
                 }
             },
-            Err(error) => Response::Error(in_full(&error)),
+            Err(error) => Response::Error(chain(&error)),
         };
         drop(reply.send(response));
     }
@@ -527,18 +528,6 @@ fn other_step(intent: &Intent) -> String {
 
 fn maybe_forgotten() -> String {
     "it is older than the results that are kept".to_owned()
-}
-
-/// An error with its causes in one line, for the other side of the socket.
-pub(crate) fn in_full(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
-        next = source.source();
-    }
-    text
 }
 
 fn random() -> u64 {

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::settings::Identity;
 use crate::clock;
+use crate::world::chain;
 
 /// How often the lease is renewed, in seconds.
 const RENEW_SECONDS: u32 = 1;
@@ -256,17 +257,6 @@ fn addresses(answer: &Value) -> Vec<String> {
         Some(format!("http://{host}:{port}"))
     };
     instances.into_iter().flatten().filter(up).filter_map(address).collect()
-}
-
-/// An error with its causes, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -12,8 +12,9 @@ use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::eureka::{Eureka, chain};
+use super::eureka::Eureka;
 use super::settings::{Behaviour, Identity, is_error};
+use crate::world::chain;
 
 /// Longest `?delay_ms=`: enough to be in flight during any drain, and no way to pile up requests for hours.
 const MAX_DELAY_MS: u64 = 5_000;

@@ -219,10 +219,10 @@ impl Host {
         self.carry(effect)
     }
 
-    /// Ends every lease, as before the agent's own end.
-    pub fn end_all(&mut self) -> Vec<Do> {
+    /// Ends every lease, for one reason.
+    pub fn give_up_all(&mut self, why: &str) -> Vec<Do> {
         let leases: Vec<LeaseId> = self.table.alive().cloned().collect();
-        leases.iter().flat_map(|lease| self.give_up(lease, "the agent was told to end")).collect()
+        leases.iter().flat_map(|lease| self.give_up(lease, why)).collect()
     }
 
     /// What a measurement found. First what time has brought: a host that was frozen while it measured must not put up a fault

@@ -14,7 +14,6 @@ use troop_agent_core::moment::Moment;
 use troop_agent_core::protocol::{Chapter, FromAgent, Measured, MeasuredBy, Ordered, fault_of};
 use troop_policies::fault::FaultSpec;
 
-use super::in_full;
 use crate::channel::Sender;
 use crate::clock;
 use crate::config::HostPolicy;
@@ -25,6 +24,7 @@ use crate::netlink::Netlink;
 use crate::plane::{By, Order, Plane, PlaneError};
 use crate::planes;
 use crate::undo::{Journal, Report};
+use troop_policies::chain;
 
 /// How long a probe without a fault waits for its answer: a peer that takes longer cannot be measured.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -180,17 +180,14 @@ impl Agent {
         self.tend();
         let guardian_died = self.guardian.as_mut().is_some_and(|guardian| !guardian.is_there());
         if guardian_died && !self.replace_guardian() {
-            let leases: Vec<LeaseId> = self.beside.keys().cloned().collect();
-            for lease in leases {
-                let todo = self.host.give_up(&lease, "its guardian died and could not be replaced");
-                self.carry_out(todo);
-            }
+            let todo = self.host.give_up_all("its guardian died and could not be replaced");
+            self.carry_out(todo);
         }
     }
 
     /// Heals everything, as the last that an agent does.
     pub(super) fn end(&mut self) {
-        let todo = self.host.end_all();
+        let todo = self.host.give_up_all("the agent was told to end");
         self.carry_out(todo);
         // Packets that are held still leave in their time; those of a delay of a minute are the next agent's to see off.
         for _ in 0..END_TENDS {
@@ -214,7 +211,7 @@ impl Agent {
             match plane.tend(&mut self.journal) {
                 Ok(left) => self.tends |= left,
                 Err(why) => {
-                    tracing::warn!(plane = plane.name(), why = %in_full(&why), "what is left of a fault cannot be taken down");
+                    tracing::warn!(plane = plane.name(), why = %chain(&why), "what is left of a fault cannot be taken down");
                     self.tends = true;
                 }
             }
@@ -229,7 +226,7 @@ impl Agent {
         let seen = match self.planes[plane].seen(lease) {
             Ok(seen) => seen,
             Err(why) => {
-                let todo = self.host.give_up(lease, &in_full(&why));
+                let todo = self.host.give_up(lease, &chain(&why));
                 return self.carry_out(todo);
             }
         };
@@ -272,11 +269,8 @@ impl Agent {
         if !self.mark.exists() {
             return;
         }
-        let leases: Vec<LeaseId> = self.host.table().alive().cloned().collect();
-        for lease in leases {
-            let todo = self.host.give_up(&lease, HEALED);
-            self.carry_out(todo);
-        }
+        let todo = self.host.give_up_all(HEALED);
+        self.carry_out(todo);
         // Where it stays, nothing more is put up here.
         drop(std::fs::remove_file(&self.mark));
     }
@@ -289,9 +283,9 @@ impl Agent {
                     Ok(()) => Vec::new(),
                     // What cannot be remembered must not be done.
                     Err(why) => {
-                        tracing::error!(why = %in_full(&why), "could not remember a command");
+                        tracing::error!(why = %chain(&why), "could not remember a command");
                         todo.clear();
-                        self.host.end_all()
+                        self.host.give_up_all("the agent could not remember a command")
                     }
                 },
                 Do::Answer { number, answer } => {
@@ -370,20 +364,20 @@ impl Agent {
         let live = self.host.live(lease).ok_or("it has ended")?;
         let fault = fault_of(&live.spec, &live.peers, &self.ends).map_err(|e| e.to_string())?;
         let plane = choose(&self.planes, &fault)?;
-        let devices = planes::devices(&self.policy).map_err(|e| in_full(&e))?;
+        let devices = planes::devices(&self.policy).map_err(|e| chain(&e))?;
         let backing = self.planes[plane].backing();
         if [backing.on_death, backing.on_hang].contains(&By::Guardian) {
             self.guard(lease)?;
         }
         // One who does not let go stands still, and takes nothing away.
-        let _hold = self.journal.hold().map_err(|e| in_full(&e))?;
+        let _hold = self.journal.hold().map_err(|e| chain(&e))?;
         if self.mark.exists() {
             return Err(HEALED.to_owned());
         }
         let ttl = self.left(lease)?;
         let order = Order { lease: lease.clone(), fault, devices, ttl };
         self.beside.entry(lease.clone()).or_default().plane = Some(plane);
-        self.planes[plane].apply(&order, &mut self.journal).map_err(|e| in_full(&e))?;
+        self.planes[plane].apply(&order, &mut self.journal).map_err(|e| chain(&e))?;
         tracing::info!(%lease, plane = self.planes[plane].name(), "a fault is up");
         Ok(self.planes[plane].name())
     }
@@ -396,7 +390,7 @@ impl Agent {
             return self.host.give_up(lease, &why);
         }
         let renewed =
-            self.left(lease).and_then(|ttl| self.planes[plane].renew(lease, ttl, elapsed).map_err(|why| in_full(&why)));
+            self.left(lease).and_then(|ttl| self.planes[plane].renew(lease, ttl, elapsed).map_err(|why| chain(&why)));
         match renewed {
             Ok(()) => Vec::new(),
             Err(why) => self.host.give_up(lease, &why),
@@ -419,7 +413,7 @@ impl Agent {
         } else {
             self.policy.spares(&peers)
         };
-        let done = spared.and_then(|()| self.planes[plane].retarget(lease, &peers).map_err(|e| in_full(&e)));
+        let done = spared.and_then(|()| self.planes[plane].retarget(lease, &peers).map_err(|e| chain(&e)));
         match done {
             Ok(()) => Vec::new(),
             Err(why) => self.host.give_up(lease, &why),
@@ -433,7 +427,7 @@ impl Agent {
             Some(Ok(())) => self.tends = true,
             // It never took it, or cannot take it down: whatever the journal holds is undone.
             None | Some(Err(PlaneError::Unknown(_))) => self.undo(lease)?,
-            Some(Err(why)) => self.undo(lease).map_err(|more| format!("{}; {more}", in_full(&why)))?,
+            Some(Err(why)) => self.undo(lease).map_err(|more| format!("{}; {more}", chain(&why)))?,
         }
         if let Some(guardian) = &mut self.guardian {
             // A guardian that cannot hear finds nothing to undo.
@@ -444,12 +438,12 @@ impl Agent {
     }
 
     fn undo(&mut self, lease: &LeaseId) -> Result<(), String> {
-        let mut net = Netlink::route().map_err(|e| in_full(&e))?;
+        let mut net = Netlink::route().map_err(|e| chain(&e))?;
         let mut report = Report::default();
-        self.journal.undo(&lease.to_string(), &mut net, &mut report).map_err(|e| in_full(&e))?;
+        self.journal.undo(&lease.to_string(), &mut net, &mut report).map_err(|e| chain(&e))?;
         match report.failed.first() {
             None => Ok(()),
-            Some((_, change, why)) => Err(format!("could not undo {change}: {}", in_full(why))),
+            Some((_, change, why)) => Err(format!("could not undo {change}: {}", chain(why))),
         }
     }
 

@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 use troop_agent_core::protocol::{Capabilities, FromAgent, Hello, OLDEST_VERSION, PlaneSeen, ToAgent, VERSION};
+use troop_policies::chain;
 
 use crate::channel::{self, Endpoint, Event};
 use crate::clock;
@@ -176,7 +177,7 @@ pub async fn run(setup: Setup) -> Result<(), AgentError> {
                 }
                 Some(Event::Message(message)) => hear(&mut agent, message),
                 Some(Event::Down(why)) => {
-                    tracing::debug!(why = %in_full(&why), "not connected");
+                    tracing::debug!(why = %chain(&why), "not connected");
                     agent.connected(None, Vec::new());
                 }
                 // It never ends while we listen.
@@ -213,18 +214,6 @@ fn hear(agent: &mut Agent, message: ToAgent) {
         Ok(Some(ordered)) => agent.handle(ordered),
         Ok(None) => {}
         // Nobody can carry it out, so nothing is; its sender hears nothing and gives up.
-        Err(why) => tracing::warn!(why = %in_full(&why), "a command that cannot be"),
+        Err(why) => tracing::warn!(why = %chain(&why), "a command that cannot be"),
     }
-}
-
-/// An error with its causes.
-pub(crate) fn in_full(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }

@@ -258,7 +258,7 @@ async fn a_state_that_cannot_be_used_starts_nothing() {
     std::fs::create_dir_all(dir.path().join("cloud")).unwrap();
     std::fs::write(dir.path().join("cloud/state.json"), "{\"schema\": 1,").unwrap();
     let error = stage::run_in(dir.path()).await.unwrap_err();
-    assert!(in_full(&error).contains("state.json"), "{error}");
+    assert!(chain(&error).contains("state.json"), "{error}");
     assert!(!socket_path(dir.path()).exists());
     let long = dir.path().join("x".repeat(100));
     assert!(matches!(stage::run_in(&long).await, Err(ServerError::PathTooLong { .. })));
