@@ -149,6 +149,9 @@ pub enum KillStyle {
     Drain,
 }
 
+/// Longest that a fault may be asked to last: one that outlives a working day has been forgotten.
+pub const FAULT_LASTS_MAX: Duration = Duration::from_secs(8 * 3600);
+
 /// The latency monkey's menu, from which a drawn fault is drawn and which none exceeds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LatencyPolicy {

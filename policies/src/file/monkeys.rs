@@ -10,7 +10,7 @@ use super::policy::{bounded, read};
 use super::raw::{RawAbortWhen, RawChaos, RawDrill, RawKill, RawLatency};
 use super::scalar::{DurationText, OneOrRange, PercentText, Sp, percent};
 use crate::names::AppName;
-use crate::policy::{AbortWhen, ChaosPolicy, Drill, KillStyle, LatencyPolicy, Rate};
+use crate::policy::{AbortWhen, ChaosPolicy, Drill, FAULT_LASTS_MAX, KillStyle, LatencyPolicy, Rate};
 
 const DRAIN: Duration = Duration::from_secs(30);
 /// Balancers cut connections that drain for longer.
@@ -19,8 +19,6 @@ const DELAY_MIN: Duration = Duration::from_millis(1);
 /// Past this TCP's own handshake gives up more often than not: that is an outage, not latency.
 const DELAY_MAX: Duration = Duration::from_secs(30);
 const LASTS_MIN: Duration = Duration::from_secs(1);
-/// A fault that outlives a working day has been forgotten.
-const LASTS_MAX: Duration = Duration::from_secs(8 * 3600);
 const ABORT_OVER_MAX: Duration = Duration::from_secs(3600);
 
 pub(crate) fn chaos(raw: &Sp<RawChaos>, leashed: bool, out: &mut Findings<'_>) -> Option<ChaosPolicy> {
@@ -66,7 +64,7 @@ pub(crate) fn latency(raw: &Sp<RawLatency>, leashed: bool, out: &mut Findings<'_
     let delay = span("delay", fields.delay.as_ref(), out);
     let jitter = span("jitter", fields.jitter.as_ref(), out);
     let loss_percent = fields.loss.as_ref().and_then(|t| range(t, "loss", |one, out| share(one, "loss", out), out));
-    let lasts = fields.lasts.as_ref().and_then(|t| bounded(t, "lasts", LASTS_MIN, LASTS_MAX, out));
+    let lasts = fields.lasts.as_ref().and_then(|t| bounded(t, "lasts", LASTS_MIN, FAULT_LASTS_MAX, out));
     let abort_when = fields.abort_when.as_ref().and_then(|a| abort(a.get(), out));
     Some(LatencyPolicy {
         place: out.place(raw.span().start),

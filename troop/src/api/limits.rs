@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::types::{ApiError, DeployRequest, ErrorKind, KillRequest, LatencyRequest, RollbackRequest};
-use crate::serve::latency::LASTS_MAX;
+use troop_policies::policy::FAULT_LASTS_MAX;
 
 /// Longest duration taken: a year. What is longer was meant in another unit.
 pub(crate) const SPAN_MAX: Duration = Duration::from_secs(366 * 86_400);
@@ -73,7 +73,7 @@ impl LatencyRequest {
         if self.fault.to.len() > PEERS_MAX {
             return wrong(format!("{} peers are more than {PEERS_MAX}", self.fault.to.len()), "name applications");
         }
-        if self.lasts.is_zero() || self.lasts > LASTS_MAX {
+        if self.lasts.is_zero() || self.lasts > FAULT_LASTS_MAX {
             return wrong("a fault lasts from a moment to eight hours".to_owned(), "for example `--for 5m`");
         }
         Ok(())

@@ -1,10 +1,10 @@
 //! `troop kill`: one kill on demand, through every gate but the odds, followed until its group is whole again.
 
 use clap::Args;
-use troop_policies::InstanceId;
 
-use super::args::{self, Output};
+use super::args::Output;
 use super::context::{self, Context};
+use super::demand::DemandArgs;
 use super::watch::{self, Wait};
 use crate::api::types::{KillAnswer, KillRequest};
 use crate::client::ACT_WITHIN;
@@ -21,20 +21,8 @@ use crate::views::{running, time};
 /// healed in time, 3 when a gate refuses, 6 when nobody can say.
 #[derive(Debug, Args)]
 pub(super) struct KillArgs {
-    /// A cluster, an instance id or a draw key
-    target: String,
-    /// This instance, instead of one drawn from the eligible
-    #[arg(long, value_name = "ID")]
-    instance: Option<InstanceId>,
-    /// Why, for the ledger and for the team
-    #[arg(long, value_name = "WORDS", value_parser = args::reason, required_unless_present = "plan", help_heading = "Safety")]
-    reason: Option<String>,
-    /// Also outside the policy's window; it is recorded
-    #[arg(long, help_heading = "Safety")]
-    outside_window: bool,
-    /// Only say what would be done
-    #[arg(long, help_heading = "Safety")]
-    plan: bool,
+    #[command(flatten)]
+    demand: DemandArgs,
     #[command(flatten)]
     output: Output,
 }
@@ -42,11 +30,11 @@ pub(super) struct KillArgs {
 pub(super) async fn run(cx: &Context, args: KillArgs) -> Result<Code, CliError> {
     let state = cx.state()?;
     let request = KillRequest {
-        target: args.target,
-        instance: args.instance,
-        reason: args.reason.unwrap_or_else(|| "planned only".to_owned()),
-        outside_window: args.outside_window,
-        plan: args.plan,
+        reason: args.demand.reason(),
+        target: args.demand.target,
+        instance: args.demand.instance,
+        outside_window: args.demand.outside_window,
+        plan: args.demand.plan,
     };
     let answer: KillAnswer = context::client(&state).post("kill", &request, ACT_WITHIN).await?;
     if args.output.is_json() {

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use clap::Args;
-use troop_policies::InstanceId;
 use troop_policies::fault::{ChanceSpec, FaultSpec, Peer, PortSpan};
 
 use super::args::{self, Output};
 use super::context::{self, Context};
+use super::demand::DemandArgs;
 use super::watch::{self, Wait};
 use crate::api::types::{AgentView, KillAnswer, LatencyRequest};
 use crate::client::ACT_WITHIN;
@@ -25,11 +25,8 @@ use crate::views::running;
 /// refuses, 5 when it did not heal, 6 when nobody can say.
 #[derive(Debug, Args)]
 pub(super) struct LatencyArgs {
-    /// A cluster, an instance id or a draw key
-    target: String,
-    /// This instance, instead of one drawn from the eligible
-    #[arg(long, value_name = "ID")]
-    instance: Option<InstanceId>,
+    #[command(flatten)]
+    demand: DemandArgs,
     /// How long each packet is held
     #[arg(long, value_name = "TIME", value_parser = args::span, default_value = "0ms")]
     delay: Duration,
@@ -54,15 +51,6 @@ pub(super) struct LatencyArgs {
     /// How long it lasts
     #[arg(long = "for", value_name = "TIME", value_parser = args::span, default_value = "60s")]
     lasts: Duration,
-    /// Why, for the ledger and for the team
-    #[arg(long, value_name = "WORDS", value_parser = args::reason, required_unless_present = "plan", help_heading = "Safety")]
-    reason: Option<String>,
-    /// Also outside the policy's window; it is recorded
-    #[arg(long, help_heading = "Safety")]
-    outside_window: bool,
-    /// Only say what would be done
-    #[arg(long, help_heading = "Safety")]
-    plan: bool,
     #[command(flatten)]
     output: Output,
 }
@@ -93,13 +81,13 @@ pub(super) async fn run(cx: &Context, args: LatencyArgs) -> Result<Code, CliErro
     let state = cx.state()?;
     let output = args.output;
     let request = LatencyRequest {
-        target: args.target.clone(),
-        instance: args.instance.clone(),
         fault: fault(&args),
         lasts: args.lasts,
-        reason: args.reason.unwrap_or_else(|| "planned only".to_owned()),
-        outside_window: args.outside_window,
-        plan: args.plan,
+        reason: args.demand.reason(),
+        target: args.demand.target,
+        instance: args.demand.instance,
+        outside_window: args.demand.outside_window,
+        plan: args.demand.plan,
     };
     let answer: KillAnswer = context::client(&state).post("latency", &request, ACT_WITHIN).await?;
     if output.is_json() {

@@ -7,6 +7,7 @@ mod args;
 mod bench;
 mod context;
 mod curl;
+mod demand;
 mod demo;
 mod deploy;
 mod explain;

@@ -4,19 +4,20 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use troop_agent_core::protocol::PlaneSeen;
 use troop_policies::gates::{Purpose, Scope, Verdict};
 use troop_policies::inventory::Inventory;
 use troop_policies::plan::DayPlan;
 use troop_policies::registry_view::Status;
-use troop_policies::step::Step;
 use troop_policies::{ClusterName, InstanceId};
 use troop_scheduler::drills;
 
-use super::act::{self, Struck, Wanted};
+use super::act::{self, Wanted};
 use super::core::Core;
 use super::look::{Look, look};
 use super::policy_store::TeamPolicy;
-use super::{halt, latency, ledger_seen, pushes};
+use super::{demand, halt, ledger_seen, pushes};
+use crate::agents::AgentSeen;
 use crate::api::types::{
     Actor, AdoptedMark, AgentView, ApiError, ControlPlane, DeployAnswer, DeployRequest, ErrorKind, ExplainView,
     GateView, ImageView, InstanceView, KillAnswer, KillRequest, LatencyRequest, LiveView, PolicyView, PushView,
@@ -108,7 +109,7 @@ pub(super) fn find(core: &Core, seen: &Look, target: &str) -> Result<Vec<Found>,
     Err(error(ErrorKind::NotFound, format!("no cluster, group, instance or draw key is named `{target}`"), Some(&hint)))
 }
 
-fn day_of(team: &TeamPolicy, now: Timestamp) -> jiff::civil::Date {
+pub(super) fn day_of(team: &TeamPolicy, now: Timestamp) -> jiff::civil::Date {
     team.calendar.civil_day(now)
 }
 
@@ -141,26 +142,6 @@ impl Control {
             demand,
             fault: None,
         }
-    }
-
-    pub(super) async fn note_spared(
-        &self,
-        found: &Found,
-        monkey: &str,
-        spared: &troop_policies::spared::Spared,
-        who: &str,
-    ) {
-        let record = Record::SparedAtAct {
-            team: found.team.policy.team.clone(),
-            draw_key: found.scope.draw_key.clone(),
-            monkey: monkey.to_owned(),
-            day: day_of(&found.team, self.0.calendar_now()),
-            gate: spared.gate(),
-            why: spared.to_string(),
-            demand: true,
-        };
-        let written = self.0.record(&record, Some(who)).await;
-        self.0.trouble("ledger", written.err().map(|e| chain(&e)));
     }
 }
 
@@ -238,66 +219,15 @@ impl ControlPlane for Control {
     }
 
     async fn kill(&self, request: KillRequest, actor: Actor) -> Result<KillAnswer, ApiError> {
-        if request.reason.trim().is_empty() {
-            return Err(error(ErrorKind::Yours, "a kill on demand needs a reason", Some("--reason \"why\"")));
-        }
-        let seen = look(&self.0).await;
-        let mut all = find(&self.0, &seen, &request.target)?;
-        let (Some(found), None) = (all.pop(), all.pop()) else {
-            let message = format!("`{}` means several scopes", request.target);
-            return Err(error(
-                ErrorKind::Yours,
-                message,
-                Some("name one by its draw key, as `troop explain` shows it"),
-            ));
-        };
-        let instance = request.instance.clone().or_else(|| found.instance.clone());
-        let purpose = Purpose::Demand { outside_window: request.outside_window, instance: instance.clone() };
-        let wanted = self.wanted(&found, purpose, Some((actor.name.clone(), request.reason.clone())));
-        if request.plan {
-            let (_, verdict) = act::ask(&self.0, &wanted).await;
-            let eligible = verdict.result.map_err(|spared| refused(&spared))?;
-            return Ok(planned(&found, &eligible, instance, self.0.now()));
-        }
-        match act::strike(&self.0, wanted).await {
-            Struck::Spared(spared) => {
-                self.note_spared(&found, troop_monkeys::chaos::MONKEY, &spared, &actor.name).await;
-                Err(refused(&spared))
-            }
-            Struck::CouldNot { why } => {
-                Err(error(ErrorKind::CouldNotAsk, why, Some("`troop status` says what is wrong")))
-            }
-            Struck::Acted { intent, zone, outcome } => {
-                let (word, detail) = match &outcome {
-                    troop_policies::intent::Outcome::Done { detail } => ("done", detail.clone()),
-                    troop_policies::intent::Outcome::Refused { why } => ("refused", why.clone()),
-                    troop_policies::intent::Outcome::Unknown { why } => ("unknown", why.clone()),
-                };
-                let Step::Terminate { instance: victim, .. } = &intent.step else {
-                    return Err(error(ErrorKind::Bug, format!("a kill became `{}`", intent.step), None));
-                };
-                Ok(KillAnswer {
-                    schema: SCHEMA,
-                    draw_key: found.scope.draw_key,
-                    eligible: Vec::new(),
-                    victim: Some(victim.clone()),
-                    zone: Some(zone),
-                    group: Some(intent.step.group().clone()),
-                    steps: vec![intent.step.to_string()],
-                    intent: Some(intent.id.to_string()),
-                    outcome: word.to_owned(),
-                    detail,
-                })
-            }
-        }
+        demand::carry_out(self, request.into(), actor).await
     }
 
     async fn latency(&self, request: LatencyRequest, actor: Actor) -> Result<KillAnswer, ApiError> {
-        latency::demand(self, request, actor).await
+        demand::carry_out(self, request.into(), actor).await
     }
 
     async fn agents(&self) -> Result<Vec<AgentView>, ApiError> {
-        Ok(latency::agents(self))
+        Ok(self.0.agents.seen().into_iter().map(agent).collect())
     }
 
     async fn deploy(&self, request: DeployRequest, actor: Actor) -> Result<DeployAnswer, ApiError> {
@@ -458,44 +388,19 @@ impl ControlPlane for Control {
     }
 }
 
-pub(super) fn refused(spared: &troop_policies::spared::Spared) -> ApiError {
-    error(
-        ErrorKind::Refused,
-        format!("spared ({}): {spared}", spared.gate().name()),
-        Some("`troop explain` shows every gate"),
-    )
-}
-
-fn planned(
-    found: &Found,
-    eligible: &troop_policies::gates::Eligible,
-    instance: Option<InstanceId>,
-    now: Timestamp,
-) -> KillAnswer {
-    let step = |id: &InstanceId| eligible.step(id).map(|(step, candidate)| (step, candidate.clone()));
-    let named = instance.as_ref().and_then(step);
-    let any = eligible.ids().first().and_then(step);
-    let kill = match (&named, &any) {
-        (Some((step, _)), _) => step.to_string(),
-        (None, Some((Step::Terminate { group, .. }, _))) => {
-            format!("terminate one of {} eligible instances of {group}, drawn at the act", eligible.ids().len())
-        }
-        (None, _) => "nothing".to_owned(),
-    };
-    KillAnswer {
+fn agent(seen: AgentSeen) -> AgentView {
+    let AgentSeen { host, release, capabilities, since, live } = seen;
+    let plane = |plane: &PlaneSeen| format!("{} (killed: {}, hung: {})", plane.name, plane.on_death, plane.on_hang);
+    AgentView {
         schema: SCHEMA,
-        draw_key: found.scope.draw_key.clone(),
-        eligible: eligible.ids(),
-        zone: named.as_ref().map(|(_, c)| c.zone.clone()),
-        group: any.map(|(_, c)| c.group),
-        victim: instance,
-        steps: vec![
-            kill,
-            "cancel the victim's registry entry".to_owned(),
-            "watch until the group is whole again".to_owned(),
-        ],
-        intent: None,
-        outcome: "planned".to_owned(),
-        detail: format!("asked at {}; nothing was changed", now.strftime("%Y-%m-%d %H:%M:%SZ")),
+        host: host.to_string(),
+        instance: host.instance().to_owned(),
+        release,
+        kernel: capabilities.kernel,
+        planes: capabilities.planes.iter().map(plane).collect(),
+        allows: capabilities.allows,
+        lacks: capabilities.lacks,
+        since,
+        live,
     }
 }

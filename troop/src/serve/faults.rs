@@ -13,10 +13,11 @@ use tokio::sync::oneshot;
 use troop_agent_core::protocol::{Answered, Chapter, End, Grant, Measured, MeasuredBy, Story};
 use troop_ledger::LedgerError;
 use troop_policies::fault::{FaultSpec, in_words};
-use troop_policies::intent::{Cause, Intent, Outcome};
+use troop_policies::intent::{Intent, Outcome};
+use troop_policies::inventory::Inventory;
 use troop_policies::leash::Permit;
 use troop_policies::policy::AbortWhen;
-use troop_policies::situation::UnhealedMark;
+use troop_policies::situation::{Reading, UnhealedMark};
 use troop_policies::step::Step;
 use troop_policies::{InstanceId, IntentId};
 
@@ -137,6 +138,11 @@ async fn peers(core: &Core, intent: &Intent, fault: &FaultSpec) -> Result<Resolv
     resolve_peers(fault, &inventory).await
 }
 
+/// Whom it concerns by this picture; `None`, whom it did, where that cannot be known.
+async fn peers_now(fault: &FaultSpec, inventory: Reading<&Inventory>) -> Option<Vec<String>> {
+    resolve_peers(fault, inventory.ok()?).await.ok().map(|resolved| resolved.peers)
+}
+
 /// Watches the faults that are up, between two looks.
 #[derive(Debug, Default)]
 pub struct Follower {
@@ -193,14 +199,6 @@ impl Follower {
         if following.ending.is_none() {
             following.ending = why_end(core, watched, following, *lasts, now).await;
         }
-        let order = match &following.ending {
-            Some(_) => Order::End { lease: intent.id.to_string() },
-            None => {
-                // Whom it concerns now; where that cannot be known, whom it did.
-                let peers = peers(core, intent, fault).await.ok().map(|resolved| resolved.peers);
-                Order::Renew { lease: intent.id.to_string(), peers }
-            }
-        };
         if let Some(asked) = &mut following.asked {
             match asked.try_recv() {
                 // An agent undoes what an earlier one left before it speaks to anybody.
@@ -220,6 +218,11 @@ impl Follower {
         let due = following.renewed_at.is_none_or(|at| since(at, now) >= RENEW_EVERY);
         let ends_now = following.ending.is_some() && !following.told_to_end;
         if due || ends_now {
+            let lease = intent.id.to_string();
+            let order = match &following.ending {
+                Some(_) => Order::End { lease },
+                None => Order::Renew { lease, peers: peers_now(fault, seen.inventory(&intent.region)).await },
+            };
             following.renewed_at = Some(now);
             following.told_to_end = following.ending.is_some();
             let (tell, asked) = oneshot::channel();
@@ -279,8 +282,7 @@ fn abort_when(core: &Core, intent: &Intent) -> Option<AbortWhen> {
 }
 
 fn is_gone(instance: &InstanceId, intent: &Intent, seen: &Look) -> bool {
-    let region = seen.regions.iter().find(|(region, _, _)| *region == intent.region);
-    region.is_some_and(|(_, inventory, _)| inventory.as_ref().is_ok_and(|i| i.instance(instance).is_none()))
+    seen.inventory(&intent.region).is_ok_and(|inventory| inventory.instance(instance).is_none())
 }
 
 async fn settle(
@@ -374,11 +376,6 @@ fn ended_in_words(story: &Story, ending: Option<&str>) -> String {
     };
     let trouble = if story.trouble.is_empty() { String::new() } else { format!("; {}", story.trouble) };
     format!("{why}: {}{trouble}", measured_in_words(story))
-}
-
-/// Who asked for a fault, where a person did.
-pub fn asked_by(cause: &Cause) -> Option<&str> {
-    if let Cause::Demand { actor, .. } = cause { Some(actor) } else { None }
 }
 
 #[cfg(test)]

@@ -54,9 +54,7 @@ async fn look_after(core: &Core, kill: &HealingBody, seen: &Look) -> Result<(), 
     if matches!(&seen.registry, Ok(view) if view.warming) {
         return Ok(());
     }
-    let unread = || Err("its region was not read".to_owned());
-    let inventory =
-        seen.regions.iter().find(|(r, _, _)| *r == kill.intent.region).map_or_else(unread, |(_, i, _)| i.clone());
+    let inventory = seen.inventory(&kill.intent.region).cloned();
     let judged = judge(Kill { group, instance, deadline: deadline(core, kill) }, &inventory, &seen.registry, seen.at);
     let (intent, draw_key) = (kill.intent.id.clone(), intent_key(&kill.intent));
     let (group, instance) = (group.clone(), instance.clone());

@@ -29,6 +29,15 @@ impl Look {
         self.regions.iter().filter_map(|(_, reading, _)| reading.as_ref().ok())
     }
 
+    /// The region's picture, as it was read.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn inventory(&self, region: &RegionName) -> Reading<&Inventory> {
+        let read = self.regions.iter().find(|(known, _, _)| known == region);
+        read.ok_or_else(|| "its region was not read".to_owned())?.1.as_ref().map_err(Clone::clone)
+    }
+
     /// The region's picture, where it may be acted on: read, of a believable size, and not too old.
     ///
     /// # Errors

@@ -6,13 +6,13 @@
 pub mod act;
 pub mod control;
 pub mod core;
+mod demand;
 pub mod faults;
 pub mod halt;
 pub mod healer;
 pub mod holds;
 pub mod host;
 pub mod janitor;
-pub mod latency;
 pub mod ledger_seen;
 pub mod look;
 pub mod planner;
