@@ -28,6 +28,8 @@ const TABLE_OWNED: u32 = 2;
 const SET_INTERVALS: u32 = 4;
 const SET_TIMEOUTS: u32 = 0x10;
 const APPEND: u16 = 0x800;
+/// `NF_DROP`, as the policy of a chain; otherwise packets pass.
+const DROP: u32 = 0;
 /// For `nft list`, which takes keys for numbers in the network's order unless the set says otherwise: u8 type 0
 /// (`NFTNL_UDATA_SET_KEYBYTEORDER`), u8 length, u32 1.
 const SHOWN_IN_THE_MACHINES_ORDER: [u8; 6] = {
@@ -50,7 +52,24 @@ pub enum Hook {
 #[derive(Debug, Clone, Copy)]
 pub struct Chain<'a> {
     pub name: &'a str,
-    pub at: Option<(Hook, &'a str)>,
+    pub at: Option<At<'a>>,
+}
+
+/// Where a chain stands, and what becomes of packets that none of its rules decides about.
+#[derive(Debug, Clone, Copy)]
+pub struct At<'a> {
+    pub hook: Hook,
+    pub device: &'a str,
+    /// Of the chains at a hook, packets pass the one of the smallest first.
+    pub priority: u32,
+    pub drops: bool,
+}
+
+impl<'a> At<'a> {
+    /// Where everybody's chains stand, and packets pass.
+    pub fn new(hook: Hook, device: &'a str) -> Self {
+        Self { hook, device, priority: 0, drops: false }
+    }
 }
 
 /// What a set holds. The type's number is for `nft list` only.
@@ -58,6 +77,8 @@ pub struct Chain<'a> {
 pub enum Set {
     /// Numbers of devices, each until its timeout.
     DevicesForATime,
+    /// EtherTypes, likewise.
+    EtherTypesForATime,
     Ipv4Ranges,
     Ipv6Ranges,
     PortRanges,
@@ -66,7 +87,7 @@ pub enum Set {
 impl Set {
     fn flags(self) -> u32 {
         match self {
-            Self::DevicesForATime => SET_TIMEOUTS,
+            Self::DevicesForATime | Self::EtherTypesForATime => SET_TIMEOUTS,
             Self::Ipv4Ranges | Self::Ipv6Ranges | Self::PortRanges => SET_INTERVALS,
         }
     }
@@ -75,13 +96,14 @@ impl Set {
         match self {
             Self::DevicesForATime | Self::Ipv4Ranges => 4,
             Self::Ipv6Ranges => 16,
-            Self::PortRanges => 2,
+            Self::EtherTypesForATime | Self::PortRanges => 2,
         }
     }
 
     /// `enum datatypes` of nft's own header datatype.h.
     fn shown_as(self) -> u32 {
         match self {
+            Self::EtherTypesForATime => 10,
             Self::DevicesForATime => 20,
             Self::Ipv4Ranges => 7,
             Self::Ipv6Ranges => 8,
@@ -93,9 +115,16 @@ impl Set {
 /// Members of a set.
 #[derive(Debug, Clone)]
 pub enum Elements {
-    /// These devices, for so long from now.
-    Devices(Vec<u32>, Duration),
+    /// These keys, for so long from now.
+    ForATime(Vec<Vec<u8>>, Duration),
     Ranges(Ranges),
+}
+
+impl Elements {
+    /// Numbers of devices, for so long from now.
+    pub fn devices(numbers: &[u32], timeout: Duration) -> Self {
+        Self::ForATime(numbers.iter().map(|number| number.to_ne_bytes().to_vec()).collect(), timeout)
+    }
 }
 
 /// Changes that are made together.
@@ -135,13 +164,15 @@ impl Batch {
         self.message(NEW_CHAIN, NLM_F_CREATE, |a| {
             a.put_text(1, table);
             a.put_text(3, chain.name);
-            let Some((hook, device)) = chain.at else { return };
+            let Some(at) = chain.at else { return };
             a.nest(4, |a| {
-                a.put_be(1, hook as u32);
-                // Priority 0, as everybody's: the order between tables does not matter, since ours only takes packets away.
-                a.put_be(2, 0);
-                a.put_text(3, device);
+                a.put_be(1, at.hook as u32);
+                a.put_be(2, at.priority);
+                a.put_text(3, at.device);
             });
+            if at.drops {
+                a.put_be(5, DROP);
+            }
             a.put_text(7, "filter");
         });
     }
@@ -190,10 +221,9 @@ impl Batch {
 
     fn elements(&mut self, kind: u16, flags: u16, table: &str, set: &str, elements: &Elements) {
         let written: Vec<Element> = match elements {
-            Elements::Devices(devices, timeout) => devices
-                .iter()
-                .map(|index| Element { key: index.to_ne_bytes().to_vec(), end: false, timeout: Some(*timeout) })
-                .collect(),
+            Elements::ForATime(keys, timeout) => {
+                keys.iter().map(|key| Element { key: key.clone(), end: false, timeout: Some(*timeout) }).collect()
+            }
             Elements::Ranges(ranges) => {
                 ranges.ends().into_iter().map(|(key, end)| Element { key, end, timeout: None }).collect()
             }

@@ -22,6 +22,8 @@ impl Register {
 pub enum Meta {
     /// The EtherType, two bytes in the network's order.
     Protocol = 1,
+    /// The mark, four bytes in the machine's order.
+    Mark = 3,
     /// The number of the device that it came by, in the machine's order.
     InDevice = 4,
     OutDevice = 5,
@@ -43,9 +45,12 @@ pub enum Compare {
     Equal = 0,
     Unequal = 1,
     Less = 2,
+    AtMost = 3,
+    AtLeast = 5,
 }
 
-/// `NFT_RETURN` and `NFT_JUMP`: negative numbers on the wire.
+/// `NF_ACCEPT`, and `NFT_RETURN` and `NFT_JUMP`, negative numbers on the wire.
+const ACCEPT: i32 = 1;
 const RETURN: i32 = -5;
 const JUMP: i32 = -3;
 
@@ -106,6 +111,17 @@ impl Expressions {
         })
     }
 
+    /// Ends the rule if what was loaded is in the set.
+    #[must_use]
+    pub fn lookup_not(self, set: &str) -> Self {
+        self.with("lookup", |a| {
+            a.put_text(1, set);
+            a.put_be(2, Register::FIRST.0);
+            // NFT_LOOKUP_F_INV.
+            a.put_be(5, 1);
+        })
+    }
+
     /// Hashes `length` bytes from the first register on into a number below `below`, and puts it in their place, in the
     /// network's order so that it compares as bytes do.
     #[must_use]
@@ -127,6 +143,21 @@ impl Expressions {
         })
     }
 
+    /// Lets the packet pass this hook's chain.
+    #[must_use]
+    pub fn accept(self) -> Self {
+        self.verdict(ACCEPT, None)
+    }
+
+    /// Gives the packet this mark.
+    #[must_use]
+    pub fn set_mark(self, mark: u32) -> Self {
+        self.immediate(&mark.to_ne_bytes()).with("meta", |a| {
+            a.put_be(2, Meta::Mark as u32);
+            a.put_be(3, Register::FIRST.0);
+        })
+    }
+
     /// Goes on behind where this chain was jumped to.
     #[must_use]
     pub fn leave(self) -> Self {
@@ -142,11 +173,14 @@ impl Expressions {
     /// Hands the packet to another device, as if it were sent by it.
     #[must_use]
     pub fn forward_to(self, device: u32) -> Self {
+        self.immediate(&device.to_ne_bytes()).with("fwd", |a| a.put_be(1, Register::FIRST.0))
+    }
+
+    fn immediate(self, value: &[u8]) -> Self {
         self.with("immediate", |a| {
             a.put_be(1, Register::FIRST.0);
-            a.nest(2, |a| a.put(1, &device.to_ne_bytes()));
+            a.nest(2, |a| a.put(1, value));
         })
-        .with("fwd", |a| a.put_be(1, Register::FIRST.0))
     }
 
     fn verdict(self, code: i32, chain: Option<&str>) -> Self {

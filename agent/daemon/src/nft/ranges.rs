@@ -97,6 +97,14 @@ mod tests {
     }
 
     #[test]
+    fn ranges_that_touch_become_one_and_the_last_address_has_no_end() {
+        let all = cidrs(&["10.0.0.128/25", "10.0.0.0/25", "10.0.0.7", "255.0.0.0/8", "::/0"]);
+        let expected = [(vec![10, 0, 0, 0], false), (vec![10, 0, 1, 0], true), (vec![255, 0, 0, 0], false)];
+        assert_eq!(Ranges::ipv4(&all).ends(), expected);
+        assert_eq!(Ranges::ipv6(&all).ends(), [(vec![0; 16], false)]);
+    }
+
+    #[test]
     fn a_family_that_is_not_named_has_none() {
         assert!(Ranges::ipv6(&cidrs(&["10.0.0.0/8"])).is_empty());
     }

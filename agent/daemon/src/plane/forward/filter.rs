@@ -6,11 +6,10 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use troop_agent_core::fault::{
-    Cidr, LINK_LOCAL, OffLimits, PortRange, Protocol, SSH_PORT, Selectors, Target, protocol,
-};
+use troop_agent_core::fault::{Cidr, LINK_LOCAL, OffLimits, Protocol, SSH_PORT, Selectors, Target, protocol};
 
-use super::nft::{Base, Batch, Compare, Elements, Hook, Key, Step, Verdict};
+use super::step::{Step, expressions};
+use crate::nft::{At, Base, Batch, Chain, Compare, Elements, Hook, Meta, Ranges, Set};
 use crate::packet::Way;
 
 /// What the packets carry that the forwarder sends: they are not held again, by any fault. Taken off when they have passed all
@@ -47,72 +46,83 @@ pub(super) struct Detour<'a> {
 
 /// The table of a fault, with its lease and no rule yet.
 pub(super) fn leased(table: &str, ttl: Duration) -> Batch {
-    let mut batch = Batch::default();
-    batch.table(table);
-    batch.set(table, ALIVE, 1, 2, &alive(ttl));
+    let mut batch = Batch::new();
+    batch.new_table(table);
+    batch.new_set(table, ALIVE, Set::EtherTypesForATime);
+    batch.add_elements(table, ALIVE, &alive(ttl));
     batch
 }
 
 /// All the rest of the filter of a fault.
 pub(super) fn put_up(table: &str, target: &Target, detours: &[Detour<'_>]) -> Batch {
-    let mut batch = Batch::default();
-    let selectors = target.selectors();
-    let [peers_4, peers_6] = peers(&selectors.peers);
-    batch.set(table, PEERS_4, 2, 4, &peers_4);
-    batch.set(table, PEERS_6, 3, 16, &peers_6);
-    batch.set(table, LOCAL_PORTS, 4, 2, &ports(&selectors.local_ports));
-    batch.set(table, REMOTE_PORTS, 5, 2, &ports(&selectors.remote_ports));
+    let mut batch = Batch::new();
+    let Selectors { peers, local_ports, remote_ports, .. } = target.selectors();
+    let sets = [
+        (PEERS_4, Set::Ipv4Ranges, Ranges::ipv4(peers)),
+        (PEERS_6, Set::Ipv6Ranges, Ranges::ipv6(peers)),
+        (LOCAL_PORTS, Set::PortRanges, Ranges::ports(local_ports)),
+        (REMOTE_PORTS, Set::PortRanges, Ranges::ports(remote_ports)),
+    ];
+    for (name, set, ranges) in sets {
+        batch.new_set(table, name, set);
+        batch.add_elements(table, name, &Elements::Ranges(ranges));
+    }
     for (number, detour) in detours.iter().enumerate() {
-        batch.chain(table, &format!("sink{number}"), (Hook::Ingress, DETOURS), detour.out_of, Verdict::Drop);
+        let sink = format!("sink{number}");
+        let at = At { drops: true, ..At::new(Hook::Ingress, detour.out_of) };
+        batch.new_chain(table, Chain { name: &sink, at: Some(at) });
         let [chain, last] = ["detour", "last"].map(|name| format!("{name}{number}"));
         let hook = match detour.way {
             Way::Out => Hook::Egress,
             Way::In => Hook::Ingress,
         };
-        batch.chain(table, &chain, (hook, DETOURS), detour.device, Verdict::Accept);
+        let at = At { priority: DETOURS, ..At::new(hook, detour.device) };
+        batch.new_chain(table, Chain { name: &chain, at: Some(at) });
         for rule in rules(target, detour) {
-            batch.rule(table, &chain, &rule);
+            batch.new_rule(table, &chain, expressions(&rule));
         }
-        batch.chain(table, &last, (hook, LAST), detour.device, Verdict::Accept);
-        batch.rule(table, &last, &[is_marked(), vec![Step::SetMark(0)]].concat());
+        batch.new_chain(table, Chain { name: &last, at: Some(At { priority: LAST, ..at }) });
+        batch.new_rule(table, &last, expressions(&[is_marked(), vec![Step::SetMark(0)]].concat()));
     }
     batch
 }
 
 pub(super) fn take_down(table: &str) -> Batch {
-    let mut batch = Batch::default();
+    let mut batch = Batch::new();
     batch.delete_table(table);
     batch
 }
 
 /// Lets it live for another `ttl`.
 pub(super) fn renewed(table: &str, ttl: Duration) -> Batch {
-    let mut batch = Batch::default();
-    batch.replace(table, ALIVE, &alive(ttl));
-    batch
+    replaced(table, [(ALIVE, alive(ttl))])
 }
 
 pub(super) fn retargeted(table: &str, new: &[Cidr]) -> Batch {
-    let mut batch = Batch::default();
-    let [peers_4, peers_6] = peers(new);
-    batch.replace(table, PEERS_4, &peers_4);
-    batch.replace(table, PEERS_6, &peers_6);
+    let peers = [(PEERS_4, Ranges::ipv4(new)), (PEERS_6, Ranges::ipv6(new))];
+    replaced(table, peers.map(|(set, ranges)| (set, Elements::Ranges(ranges))))
+}
+
+/// Puts these in the place of all that are in the sets.
+fn replaced<const N: usize>(table: &str, sets: [(&str, Elements); N]) -> Batch {
+    let mut batch = Batch::new();
+    for (set, elements) in sets {
+        batch.clear(table, set);
+        batch.add_elements(table, set, &elements);
+    }
     batch
 }
 
 fn alive(ttl: Duration) -> Elements {
-    Elements::Leased {
-        keys: vec![IPV4.to_vec(), IPV6.to_vec()],
-        timeout_ms: u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX),
-    }
+    Elements::ForATime(vec![IPV4.to_vec(), IPV6.to_vec()], ttl)
 }
 
 /// In the order in which the kernel asks them.
 fn rules(target: &Target, detour: &Detour<'_>) -> Vec<Vec<Step>> {
-    let accept = Step::Verdict(Verdict::Accept);
+    let accept = Step::Accept;
     let mut rules = vec![
         [is_marked(), vec![accept.clone()]].concat(),
-        vec![Step::Load(Key::Protocol), Step::NotIn(ALIVE), accept.clone()],
+        vec![Step::Load(Meta::Protocol), Step::NotIn(ALIVE), accept.clone()],
     ];
     let neighbours = [
         l4(protocol::ICMPV6),
@@ -133,7 +143,7 @@ fn rules(target: &Target, detour: &Detour<'_>) -> Vec<Vec<Step>> {
 }
 
 fn is_marked() -> Vec<Step> {
-    vec![Step::Load(Key::Mark), Step::Is(Compare::Equal, MARK.to_ne_bytes().to_vec())]
+    vec![Step::Load(Meta::Mark), Step::Is(Compare::Equal, MARK.to_ne_bytes().to_vec())]
 }
 
 /// What is spared, in as many rules as there are families.
@@ -178,11 +188,11 @@ fn concerned(selectors: &Selectors, way: Way) -> Vec<Vec<Step>> {
 }
 
 fn family(is_4: bool) -> Vec<Step> {
-    vec![Step::Load(Key::Protocol), Step::Is(Compare::Equal, if is_4 { IPV4 } else { IPV6 }.to_vec())]
+    vec![Step::Load(Meta::Protocol), Step::Is(Compare::Equal, if is_4 { IPV4 } else { IPV6 }.to_vec())]
 }
 
 fn l4(number: u8) -> Vec<Step> {
-    vec![Step::Load(Key::L4Protocol), Step::Is(Compare::Equal, vec![number])]
+    vec![Step::Load(Meta::Transport), Step::Is(Compare::Equal, vec![number])]
 }
 
 /// The peer's address: the destination of what goes out. RFC 791 and RFC 8200.
@@ -220,58 +230,11 @@ fn port(way: Way, is_local: bool, number: u16) -> Vec<Step> {
     vec![port_at(way, is_local), Step::Is(Compare::Equal, number.to_be_bytes().to_vec())]
 }
 
-/// The peers of each family as ranges that do not touch.
-fn peers(all: &[Cidr]) -> [Elements; 2] {
-    let of = |is_4: bool, bytes: usize| {
-        let ranges = all.iter().filter(|cidr| cidr.first().is_ipv4() == is_4).map(|cidr| {
-            let first = match cidr.first() {
-                IpAddr::V4(v4) => u128::from(v4.to_bits()),
-                IpAddr::V6(v6) => v6.to_bits(),
-            };
-            let free = u32::try_from(bytes * 8).unwrap_or(0) - u32::from(cidr.prefix());
-            (first, first | 1_u128.checked_shl(free).map_or(u128::MAX, |size| size - 1))
-        });
-        elements(ranges.collect(), bytes)
-    };
-    [of(true, 4), of(false, 16)]
-}
-
-fn ports(ranges: &[PortRange]) -> Elements {
-    elements(ranges.iter().map(|range| (u128::from(range.first()), u128::from(range.last()))).collect(), 2)
-}
-
-/// Ranges from the first to the last, both included, for keys of so many bytes.
-fn elements(mut ranges: Vec<(u128, u128)>, bytes: usize) -> Elements {
-    ranges.sort_unstable();
-    let mut merged: Vec<(u128, u128)> = Vec::new();
-    for (first, last) in ranges {
-        match merged.last_mut() {
-            Some(before) if first <= before.1.saturating_add(1) => before.1 = before.1.max(last),
-            Some(_) | None => merged.push((first, last)),
-        }
-    }
-    let key = |number: u128| number.to_be_bytes()[16 - bytes..].to_vec();
-    let greatest = u128::MAX >> (128 - 8 * bytes);
-    Elements::Ranges(
-        merged.into_iter().map(|(first, last)| (key(first), (last < greatest).then(|| key(last + 1)))).collect(),
-    )
-}
-
 #[cfg(test)]
 mod tests {
+    use troop_agent_core::fault::PortRange;
+
     use super::*;
-
-    fn cidrs(texts: &[&str]) -> Vec<Cidr> {
-        texts.iter().map(|text| text.parse().unwrap()).collect()
-    }
-
-    #[test]
-    fn ranges_that_touch_become_one_and_the_last_address_has_no_end() {
-        let [four, six] = peers(&cidrs(&["10.0.0.128/25", "10.0.0.0/25", "10.0.0.7", "255.0.0.0/8", "::/0"]));
-        let expected = vec![(vec![10, 0, 0, 0], Some(vec![10, 0, 1, 0])), (vec![255, 0, 0, 0], None)];
-        assert_eq!(four, Elements::Ranges(expected));
-        assert_eq!(six, Elements::Ranges(vec![(vec![0; 16], None)]));
-    }
 
     #[test]
     fn a_range_is_compared_under_its_mask() {

@@ -8,7 +8,7 @@ use netlink_packet_route::link::{
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::attributes::Attributes;
+use crate::netlink::attributes::Attributes;
 use crate::netlink::{Netlink, NetlinkError};
 
 /// The most that a veth takes; offloaded frames may be longer anyway.
@@ -117,13 +117,13 @@ pub(super) fn lead_in(net: &mut Netlink, from: u32, to: u32) -> Result<(), Netli
     let mut filter = at(from, TcHandle { major: 0xffff, minor: TcHandle::MIN_INGRESS });
     filter.header.info = 1 << 16 | u32::from(ETH_P_ALL.to_be());
     filter.attributes.push(TcAttribute::Kind("u32".to_owned()));
-    let options = netlink_packet_core::DefaultNla::new(TCA_OPTIONS, redirect(to).into_bytes());
+    let options = netlink_packet_core::DefaultNla::new(TCA_OPTIONS, redirect(to));
     filter.attributes.push(TcAttribute::Other(options));
     net.change(RouteNetlinkMessage::NewTrafficFilter(filter), new)
 }
 
 /// The options of a u32 filter with one key that everything matches and one action.
-fn redirect(to: u32) -> Attributes {
+fn redirect(to: u32) -> Vec<u8> {
     const TCA_U32_SEL: u16 = 5;
     const TCA_U32_ACT: u16 = 7;
     const TC_U32_TERMINAL: u8 = 1;
@@ -137,8 +137,16 @@ fn redirect(to: u32) -> Attributes {
     selector[2] = 1;
     // tc_mirred: u32 index, capab; s32 action, refcnt, bindcnt, eaction; u32 ifindex.
     let parameters = [0, 0, TC_ACT_STOLEN, 0, 0, TCA_INGRESS_REDIR, to].map(u32::to_ne_bytes).concat();
-    let action = Attributes::new().text(1, "mirred").nest(2, Attributes::new().bytes(TCA_MIRRED_PARMS, &parameters));
-    Attributes::new().bytes(TCA_U32_SEL, &selector).nest(TCA_U32_ACT, Attributes::new().nest(1, action))
+    let mut options = Attributes::default();
+    options.put(TCA_U32_SEL, &selector);
+    options.nest(TCA_U32_ACT, |a| {
+        a.nest(1, |a| {
+            a.put_text(1, "mirred");
+            a.nest(2, |a| a.put(TCA_MIRRED_PARMS, &parameters));
+        });
+    });
+    // A hundred bytes: they fit.
+    options.finish().unwrap_or_default()
 }
 
 fn at(index: u32, parent: TcHandle) -> TcMessage {

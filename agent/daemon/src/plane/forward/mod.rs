@@ -16,13 +16,12 @@
 //! was put up last has it, for the kernel asks the newest of equal filters first.
 
 mod arena;
-mod attributes;
 mod engine;
 mod filter;
 mod line;
 mod links;
-mod nft;
 mod probe;
+mod step;
 
 pub use self::probe::probe;
 
@@ -39,9 +38,9 @@ use self::engine::Setup;
 use self::filter::Detour;
 use self::line::Line;
 use self::links::Known;
-use self::nft::{Batch, Nft};
 use super::{Backing, By, Device, Order, Plane, PlaneError, Seen};
 use crate::netlink::{Netlink, NetlinkError};
+use crate::nft::{Batch, Nft};
 use crate::packet::Way;
 use crate::sys::{self, Rings, Sender};
 use crate::undo::{Change, Journal, Report};

@@ -5,9 +5,9 @@ use std::time::Duration;
 use troop_agent_core::fault::{Cidr, Direction, Selectors, Target};
 
 use super::filter::{self, Detour};
-use super::nft::Nft;
 use super::{kernel, links, system};
 use crate::netlink::Netlink;
+use crate::nft::Nft;
 use crate::packet::Way;
 use crate::plane::PlaneError;
 use crate::sys::{Rings, Sender};

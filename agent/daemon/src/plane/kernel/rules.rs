@@ -19,7 +19,7 @@ use nix::errno::Errno;
 use troop_agent_core::fault::{Cidr, Fault, FlowShare, OffLimits, Protocol, SSH_PORT, protocol};
 
 use crate::netlink::NetlinkError;
-use crate::nft::{Base, Batch, Chain, Compare, Elements, Expressions, Hook, Meta, Nft, Ranges, Register, Set};
+use crate::nft::{At, Base, Batch, Chain, Compare, Elements, Expressions, Hook, Meta, Nft, Ranges, Register, Set};
 use crate::plane::{Device, Order};
 
 /// Neighbours and routers are found by these ICMPv6 types (RFC 4861, section 4): router solicitation to redirect. A fault that
@@ -88,7 +88,7 @@ impl Table {
             }
             for device in &order.devices {
                 let chain = format!("{}-{}", way.name(), device.name);
-                batch.new_chain(name, Chain { name: &chain, at: Some((way.hook(), &device.name)) });
+                batch.new_chain(name, Chain { name: &chain, at: Some(At::new(way.hook(), &device.name)) });
                 let leased = Expressions::default().meta(way.device()).lookup("lease").jump(way.name());
                 batch.new_rule(name, &chain, leased);
             }
@@ -149,7 +149,7 @@ impl Table {
     }
 
     fn lease(&self, ttl: Duration) -> Elements {
-        Elements::Devices(self.devices.clone(), ttl)
+        Elements::devices(&self.devices, ttl)
     }
 }
 
@@ -162,7 +162,7 @@ pub(super) fn try_out(nft: &mut Nft, device: &Device, lane: u32, hashing: bool) 
     batch.new_set(NAME, "peers4", Set::Ipv4Ranges);
     batch.new_set(NAME, "peers6", Set::Ipv6Ranges);
     for way in [Way::Egress, Way::Ingress] {
-        batch.new_chain(NAME, Chain { name: way.name(), at: Some((way.hook(), &device.name)) });
+        batch.new_chain(NAME, Chain { name: way.name(), at: Some(At::new(way.hook(), &device.name)) });
         let rule = Expressions::default().meta(way.device()).lookup("lease");
         let rule = if hashing { rule.hash(4, HASHES, 0) } else { rule };
         batch.new_rule(NAME, way.name(), rule.forward_to(lane));
