@@ -3,12 +3,10 @@
 //! **Invariant:** this is the only `unsafe` of the whole workspace. Nothing here knows of faults, and nothing unsafe shows outside.
 #![expect(unsafe_code, reason = "AF_PACKET with its options and rings is wrapped by neither nix nor rustix")]
 
-mod clock;
 mod offload;
 mod packet;
 mod ring;
 
-pub(crate) use clock::{now, real_nanos};
 pub(crate) use offload::turn_off_offloads;
 pub(crate) use packet::{Sender, Sent, VNET_HEAD_BYTES};
 pub(crate) use ring::{Frame, Rings, Tag};

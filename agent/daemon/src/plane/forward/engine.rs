@@ -11,9 +11,10 @@ use troop_agent_core::shaper::{self, BitFlip, Handled, Shaper};
 
 use super::arena::{Arena, Held};
 use super::line::{Told, sleep};
+use crate::clock;
 use crate::packet::{self, Way};
 use crate::plane::Seen;
-use crate::sys::{self, Frame, Rings, Sender, Sent, Tag, VNET_HEAD_BYTES};
+use crate::sys::{Frame, Rings, Sender, Sent, Tag, VNET_HEAD_BYTES};
 
 /// Frames taken before those that are due are looked at again: at a microsecond each, 30 us.
 const BURST: usize = 32;
@@ -102,7 +103,7 @@ impl Engine {
     ///
     /// Its delay begins when the kernel had it, not when this thread woke up for it: that is 60 us later, and on a busy machine some ms.
     pub(super) fn take(&mut self, now: Moment) -> bool {
-        let real_nanos = sys::real_nanos();
+        let real_nanos = clock::real_nanos();
         for _ in 0..BURST {
             if self.blocked || self.spilled.is_some() {
                 return false;
@@ -176,9 +177,9 @@ impl Engine {
 
     /// Sends everything that is left and waits until it has come out at the other end, but not for ever.
     pub(super) fn finish(&mut self) {
-        let until = sys::now().after(FINISH_MAX);
+        let until = clock::now().after(FINISH_MAX);
         loop {
-            let now = sys::now();
+            let now = clock::now();
             let more = self.take(now);
             self.give(now);
             let gone = !more && !self.blocked && self.sender.on_the_way().is_ok_and(|bytes| bytes == 0);

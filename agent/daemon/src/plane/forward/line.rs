@@ -13,8 +13,8 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use troop_agent_core::fault::Target;
 
 use super::engine::{Engine, Setup};
+use crate::clock;
 use crate::plane::Seen;
-use crate::sys;
 
 /// The last part of a wait is spent looking at the clock: it took the median of the error from 0.12-0.18 ms to 0.06-0.09 ms.
 /// Longer only burns the processor.
@@ -67,7 +67,7 @@ impl Line {
         let woken = Arc::clone(&wake.0);
         let (finish, finished) = sync_channel(1);
         let run = move || {
-            let mut engine = Engine::new(setup, sys::now());
+            let mut engine = Engine::new(setup, clock::now());
             run(&mut engine, &received, &woken);
             // Nobody waits where the line was dropped.
             let _ = finish.send(());
@@ -129,9 +129,9 @@ fn run(engine: &mut Engine, commands: &Receiver<Command>, wake: &OwnedFd) {
         if !obey(engine, commands) {
             break;
         }
-        let now = sys::now();
+        let now = clock::now();
         let busy = engine.take(now);
-        engine.give(sys::now());
+        engine.give(clock::now());
         if !busy {
             wait(engine, wake);
         }
@@ -155,7 +155,7 @@ fn obey(engine: &mut Engine, commands: &Receiver<Command>) -> bool {
 }
 
 fn wait(engine: &Engine, wake: &OwnedFd) {
-    let timeout = match engine.next(sys::now()) {
+    let timeout = match engine.next(clock::now()) {
         None => None,
         Some(left) if left <= SPIN => return std::hint::spin_loop(),
         Some(left) => Some((left - SPIN).saturating_sub(left / SLACK_PART)),

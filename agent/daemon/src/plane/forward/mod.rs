@@ -39,6 +39,7 @@ use self::filter::Detour;
 use self::line::Line;
 use self::links::Known;
 use super::{Backing, By, Device, Order, Plane, PlaneError, Seen};
+use crate::clock;
 use crate::netlink::{Netlink, NetlinkError};
 use crate::nft::{Batch, Nft};
 use crate::packet::Way;
@@ -149,9 +150,9 @@ impl ForwardPlane {
     /// The filter, in two steps: first the lease, whose time the kernel counts from then on, and then the rules that ask for it. However
     /// long this process stands still before, between and after them, no packet takes the detour when the lease has lapsed.
     fn put_up(&mut self, table: &str, target: &Target, roads: &[Road], until: Moment) -> Result<(), PlaneError> {
-        let left = until.since(sys::now());
+        let left = until.since(clock::now());
         self.commit("put the lease up", filter::leased(table, left))?;
-        if sys::now() >= until {
+        if clock::now() >= until {
             return Err(cannot("what takes longer than its lease".to_owned()));
         }
         let detours: Vec<Detour<'_>> = roads.iter().map(Road::detour).collect();
@@ -188,7 +189,7 @@ impl Plane for ForwardPlane {
         if self.faults.contains_key(&order.lease) {
             return Err(cannot(format!("`{}` twice", order.lease)));
         }
-        let until = sys::now().after(order.ttl.get());
+        let until = clock::now().after(order.ttl.get());
         let mut roads = Vec::new();
         let table = format!("troop-{:08x}", fingerprint(&order.lease));
         let done = self
@@ -278,9 +279,9 @@ impl Road {
 
 /// Waits until all that went into the pair has come out of it and left; the filter is gone already.
 fn await_rest(net: &mut Netlink, road: &Road) {
-    let until = sys::now().after(DRAIN_MAX);
+    let until = clock::now().after(DRAIN_MAX);
     let mut was_done = false;
-    while sys::now() < until {
+    while clock::now() < until {
         let (Ok(Known { sent_packets, .. }), Some(told)) = (links::find(net, &road.pair[0]), road.line.ask()) else {
             return;
         };
