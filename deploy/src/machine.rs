@@ -217,7 +217,7 @@ fn scripted(push: Push, seen: &Seen<'_>) -> Move {
             Need::Step(step) => {
                 let floor = floor(&push, seen);
                 let statuses = seen.statuses.cloned().unwrap_or_default();
-                if let Err(why) = guard::push_step(inventory, &statuses, &step, floor, seen.now) {
+                if let Err(why) = guard::push_step(inventory, &statuses, seen.open_acts, &step, floor, seen.now) {
                     return forbidden(push, why.to_string(), seen);
                 }
                 let right = match push.phase {
@@ -307,7 +307,7 @@ fn ready(push: Push, memory: &mut Memory, seen: &Seen<'_>, deadline: Timestamp) 
                 count: push.size,
                 image: Some(&push.image),
                 zones: ZONES_MIN.min(push.new.zones.len()),
-                being_ended: seen.open_acts,
+                open: seen.open_acts,
             };
             ready::missing(&ready::checks(wanted, inventory, seen.statuses, seen.now))
         }
@@ -320,7 +320,7 @@ fn ready(push: Push, memory: &mut Memory, seen: &Seen<'_>, deadline: Timestamp) 
             }
             let step = script::flip(&push);
             let statuses = seen.statuses.cloned().unwrap_or_default();
-            match guard::push_step(inventory, &statuses, &step, floor(&push, seen), seen.now) {
+            match guard::push_step(inventory, &statuses, seen.open_acts, &step, floor(&push, seen), seen.now) {
                 Ok(()) => {
                     let attempts = push.attempts;
                     let ready_at = push.ready_at.or(Some(seen.now));
@@ -396,7 +396,7 @@ fn judged(push: Push, memory: &mut Memory, seen: &Seen<'_>, until: Timestamp) ->
         count: group.map_or(push.size, |g| g.size.desired).max(1),
         image: None,
         zones: ZONES_MIN.min(push.new.zones.len()),
-        being_ended: seen.open_acts,
+        open: seen.open_acts,
     };
     let missing = ready::missing(&ready::checks(wanted, inventory, seen.statuses, seen.now));
     let none = Traffic::default();
@@ -494,7 +494,7 @@ fn back_ready(push: Push, seen: &Seen<'_>, deadline: Timestamp) -> Move {
         return Move::wait(stuck(push, &format!("{} is gone", old.group), seen.now));
     };
     let count = group.size.desired.max(old.size.desired);
-    let wanted = Wanted { group: &old.group, count, image: None, zones: 1, being_ended: seen.open_acts };
+    let wanted = Wanted { group: &old.group, count, image: None, zones: 1, open: seen.open_acts };
     let missing = ready::missing(&ready::checks(wanted, inventory, seen.statuses, seen.now));
     let missing = missing.filter(|_| !troop_policies::sabotaged!("back_ready"));
     let serves = |name: &GroupName| inventory.groups.get(name).map_or(0, |g| script::serving(g, seen));

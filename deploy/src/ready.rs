@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use troop_policies::inventory::{Group, Inventory, Lifecycle};
+use troop_policies::inventory::{Group, Instance, Inventory, Lifecycle};
 use troop_policies::registry_view::Status;
 use troop_policies::situation::OpenAct;
 use troop_policies::{GroupName, ImageId, InstanceId, ZoneName, guard};
@@ -28,8 +28,8 @@ pub struct Wanted<'a> {
     pub image: Option<&'a ImageId>,
     /// How many zones it must span: fewer for a group that never had more.
     pub zones: usize,
-    /// Recorded kills that have not healed yet: their instances are not held against the group.
-    pub being_ended: &'a [OpenAct],
+    /// Recorded acts that have not healed yet: the instances that they hurt are not held against the group, and do not count for it.
+    pub open: &'a [OpenAct],
 }
 
 /// Asks all seven checks. `statuses` is `None` while the registry cannot be read or is warming.
@@ -42,12 +42,13 @@ pub fn checks(
     let Some(group) = inventory.groups.get(wanted.group) else {
         return vec![Check { name: "count", result: Err(format!("{} does not exist", wanted.group)) }];
     };
-    let lost = lost_to_kills(wanted, group);
+    let lost = lost_to_acts(wanted, group);
+    let hurt = |i: &Instance| wanted.open.iter().any(|act| act.instance == i.id);
     let need = wanted.count.saturating_sub(lost).max(1);
     let need = if troop_policies::sabotaged!("ready_count") { 1 } else { need };
-    let in_service = || group.members.values().filter(|i| i.lifecycle == Lifecycle::InService);
-    let enough = |what: &str, have: usize| {
-        let have = u32::try_from(have).unwrap_or(u32::MAX);
+    let members = || group.members.values().filter(|i| !hurt(i));
+    let in_service = || members().filter(|i| i.lifecycle == Lifecycle::InService);
+    let enough = |what: &str, have: u32| {
         if have >= need { Ok(format!("{have} of {need} {what}")) } else { Err(format!("{have} of {need} {what}")) }
     };
     let up = || match statuses {
@@ -56,23 +57,23 @@ pub fn checks(
         None => Err("the registry cannot be read, or is warming up".to_owned()),
         Some(statuses) => {
             let up = in_service().filter(|i| statuses.get(&i.id) == Some(&Status::Up)).count();
-            enough("registered UP", up)
+            enough("registered UP", count(up))
         }
     };
-    let healthy = || match group.healthy(now).count() {
+    let healthy = || match group.healthy(now).filter(|i| !hurt(i)).count() {
         _ if troop_policies::sabotaged!("health") => Ok("not asked".to_owned()),
-        have => enough("healthy", have),
+        have => enough("healthy", count(have)),
     };
     let serving = || match statuses {
         None if group.registry_required => Err("the registry cannot be read, or is warming up".to_owned()),
         None | Some(_) => {
             let empty = BTreeMap::new();
-            enough("able to serve", guard::serving(group, statuses.unwrap_or(&empty), now).len())
+            enough("able to serve", guard::unhurt(group, statuses.unwrap_or(&empty), wanted.open, now))
         }
     };
     vec![
-        Check { name: "count", result: enough("members", group.members.len()) },
-        Check { name: "lifecycle", result: enough("in service", in_service().count()) },
+        Check { name: "count", result: enough("members", count(members().count())) },
+        Check { name: "lifecycle", result: enough("in service", count(in_service().count())) },
         Check { name: "registry", result: up() },
         Check { name: "health", result: healthy() },
         Check { name: "balancer", result: serving() },
@@ -86,9 +87,13 @@ pub fn missing(checks: &[Check]) -> Option<String> {
     checks.iter().find_map(|c| c.result.as_ref().err().map(|why| format!("{}: {why}", c.name)))
 }
 
-/// How many members of the group are being ended, or were, by kills on record.
-fn lost_to_kills(wanted: Wanted<'_>, group: &Group) -> u32 {
-    u32::try_from(wanted.being_ended.iter().filter(|act| act.group == group.name).count()).unwrap_or(u32::MAX)
+/// How many members of the group acts on record hurt, or have hurt.
+fn lost_to_acts(wanted: Wanted<'_>, group: &Group) -> u32 {
+    count(wanted.open.iter().filter(|act| act.group == group.name).count())
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
 }
 
 fn zones(group: &Group, wanted: Wanted<'_>, lost: u32) -> Result<String, String> {

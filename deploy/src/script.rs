@@ -297,9 +297,9 @@ fn destroy_old(push: &Push) -> Vec<String> {
     vec![Step::Destroy { group: old.clone() }.to_string(), drop_override_step(old.clone()).to_string()]
 }
 
-/// How many instances of a group serve now; none where the registry's word is needed and missing.
+/// How many instances of a group serve now and are hurt by no open act; none where the registry's word is needed and missing.
 pub(crate) fn serving(group: &Group, seen: &crate::machine::Seen<'_>) -> u32 {
     let empty = std::collections::BTreeMap::new();
     let statuses = seen.statuses.unwrap_or(&empty);
-    u32::try_from(guard::serving(group, statuses, seen.now).len()).unwrap_or(u32::MAX)
+    guard::unhurt(group, statuses, seen.open_acts, seen.now)
 }

@@ -58,6 +58,17 @@ pub fn serving<'a>(
     group.members.iter().filter(|(_, i)| serves(i)).collect()
 }
 
+/// How many instances of a group serve and are hurt by no open act: one that is being ended is as good as gone, and one that is
+/// made slow serves nobody well.
+pub fn unhurt(group: &Group, statuses: &BTreeMap<InstanceId, Status>, open: &[OpenAct], now: Timestamp) -> u32 {
+    let hurt = hurt(open);
+    count(serving(group, statuses, now).into_keys().filter(|id| !hurt.contains(id)).count())
+}
+
+fn hurt(open: &[OpenAct]) -> BTreeSet<&InstanceId> {
+    open.iter().map(|act| &act.instance).collect()
+}
+
 /// Whether a group is whole: as many members as desired, every one of them serving.
 ///
 /// # Errors
@@ -112,11 +123,9 @@ pub fn floor(
     floor: u32,
     now: Timestamp,
 ) -> Result<u32, Spared> {
-    let serving = serving(group, statuses, now);
-    let being_ended =
-        open.iter().filter(|a| serving.contains_key(&a.instance)).map(|a| &a.instance).collect::<BTreeSet<_>>();
-    let (have, lost) = (count(serving.len()), count(being_ended.len()));
-    let left = have.saturating_sub(lost).saturating_sub(1);
+    let have = count(serving(group, statuses, now).len());
+    let unhurt = unhurt(group, statuses, open, now);
+    let (lost, left) = (have.saturating_sub(unhurt), unhurt.saturating_sub(1));
     // The last serving instance is never taken, whatever floor is asked for.
     if have == 0 || (left < floor.max(1) && !crate::sabotaged!("floor")) {
         return Err(Spared::AtFloor { group: group.name.clone(), serving: have, open: lost, floor });
@@ -145,13 +154,15 @@ pub enum Unsafe {
 
 /// Whether a step of a push keeps the floor and the last serving group (invariants I1 and I2).
 ///
-/// `floor` is the number that served when the push began, less what died on its own or by a recorded kill.
+/// `floor` is the number that served when the push began, less what died on its own or by a recorded kill. Whom an open act hurts
+/// does not serve.
 ///
 /// # Errors
 /// [`Unsafe`] naming the group and the numbers.
 pub fn push_step(
     inventory: &Inventory,
     statuses: &BTreeMap<InstanceId, Status>,
+    open: &[OpenAct],
     step: &Step,
     floor: u32,
     now: Timestamp,
@@ -170,7 +181,7 @@ pub fn push_step(
         Step::OverrideGroup { out_of_service: false, .. } => Ok(()),
         Step::Flip { .. } => {
             let group = group()?;
-            keeps(group, count(serving(group, statuses, now).len()))
+            keeps(group, unhurt(group, statuses, open, now))
         }
         Step::OverrideGroup { out_of_service: true, .. } | Step::Disable { .. } => {
             let Ok(group) = group() else { return Ok(()) };
@@ -181,7 +192,7 @@ pub fn push_step(
                 return Err(Unsafe::LastEnabled { group: name.clone() });
             }
             if let Ok(serving_group) = inventory.serving(name.cluster()) {
-                keeps(serving_group, count(serving(serving_group, statuses, now).len()))?;
+                keeps(serving_group, unhurt(serving_group, statuses, open, now))?;
             }
             Ok(())
         }
@@ -202,7 +213,7 @@ pub fn push_step(
         }
         Step::Terminate { .. } | Step::Fault { .. } => {
             let group = group()?;
-            keeps(group, count(serving(group, statuses, now).len()).saturating_sub(1))
+            keeps(group, unhurt(group, statuses, open, now).saturating_sub(1))
         }
     }
 }

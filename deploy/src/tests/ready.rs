@@ -9,7 +9,7 @@ use crate::ready::{self, Wanted, ZONES_MIN};
 
 fn missing(world: &World, count: u32) -> Option<String> {
     let (group, image) = (group(0), image("ami-0"));
-    let wanted = Wanted { group: &group, count, image: Some(&image), zones: ZONES_MIN, being_ended: &world.open_acts };
+    let wanted = Wanted { group: &group, count, image: Some(&image), zones: ZONES_MIN, open: &world.open_acts };
     ready::missing(&ready::checks(wanted, &world.inventory, Some(&world.statuses), world.now))
 }
 
@@ -85,6 +85,17 @@ fn each_check_says_what_it_misses() {
 }
 
 #[test]
+fn one_that_an_act_hurts_is_excused_and_counts_for_nothing() {
+    let mut world = World::new(4);
+    let slow = member(&mut world, 1).id.clone();
+    world.open_acts = vec![OpenAct { team: None, draw_key: None, group: group(0), instance: slow, zone: None }];
+    assert_eq!(missing(&world, 4), None, "three serve unhurt, and one is excused");
+    // Another that is ill is not excused by it, and the slow one does not stand in for it.
+    member(&mut world, 2).target = None;
+    assert_eq!(missing(&world, 4).as_deref(), Some("health: 2 of 3 healthy"));
+}
+
+#[test]
 fn a_recorded_kill_excuses_its_own_group_and_no_other() {
     let mut world = World::new(4);
     let killed = member(&mut world, 1).id.clone();
@@ -104,7 +115,7 @@ fn a_recorded_kill_excuses_its_own_group_and_no_other() {
 fn a_registry_that_cannot_be_read_is_not_ready_where_the_image_requires_it() {
     let mut world = World::new(3);
     let unread = |world: &World| -> Vec<&'static str> {
-        let wanted = Wanted { group: &group(0), count: 3, image: None, zones: 2, being_ended: &[] };
+        let wanted = Wanted { group: &group(0), count: 3, image: None, zones: 2, open: &[] };
         let checks = ready::checks(wanted, &world.inventory, None, world.now);
         let says_so = |why: &String| why == "the registry cannot be read, or is warming up";
         checks.iter().filter(|c| c.result.as_ref().is_err_and(says_so)).map(|c| c.name).collect()

@@ -108,7 +108,20 @@ fn named<'a>(world: &'a mut Inventory, name: &str) -> &'a mut Group {
 }
 
 fn asked(world: &Inventory, step: &Step, floor: u32) -> Result<(), Unsafe> {
-    push_step(world, &up(world.groups.values()), step, floor, now())
+    push_step(world, &up(world.groups.values()), &[], step, floor, now())
+}
+
+/// The same while acts on these instances are open.
+fn asked_while(world: &Inventory, hurt: &[&str], step: &Step, floor: u32) -> Result<(), Unsafe> {
+    let open = |text: &&str| OpenAct {
+        team: None,
+        draw_key: None,
+        group: group_name("hello-web-v001"),
+        instance: id(text),
+        zone: None,
+    };
+    let open: Vec<_> = hurt.iter().map(open).collect();
+    push_step(world, &up(world.groups.values()), &open, step, floor, now())
 }
 
 fn below(name: &str, serving: u32, floor: u32) -> Result<(), Unsafe> {
@@ -144,6 +157,9 @@ fn traffic_goes_only_to_a_group_that_serves_with_the_floor() {
     let mut world = pair();
     assert_eq!(asked(&world, &flip("hello-web-v001"), 3), Ok(()));
     assert_eq!(asked(&world, &flip("hello-web-v001"), 4), below("hello-web-v001", 3, 4));
+    // One that is made slow serves nobody well; one of another group is that group's business.
+    assert_eq!(asked_while(&world, &["i-4"], &flip("hello-web-v001"), 3), below("hello-web-v001", 2, 3));
+    assert_eq!(asked_while(&world, &["i-1"], &flip("hello-web-v001"), 3), Ok(()));
     named(&mut world, "hello-web-v001").members.values_mut().next().unwrap().lifecycle = Lifecycle::Pending;
     assert_eq!(asked(&world, &flip("hello-web-v001"), 3), below("hello-web-v001", 2, 3));
 }
