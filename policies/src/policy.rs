@@ -265,6 +265,8 @@ pub struct Site {
     pub ledger: Option<PathBuf>,
     /// Where the embedded balancer listens, always on the loopback, where the file says so.
     pub balancer: Option<SocketAddr>,
+    /// Where agents on other machines dial in, where the file says so.
+    pub agents: Option<AgentsListener>,
     /// The base address of the Alertmanager that hold signals mean.
     pub alertmanager: Option<String>,
     /// Certificates of authorities that hold signals may be signed by, beside those of the machine.
@@ -287,12 +289,23 @@ impl Site {
             accounts: Vec::new(),
             ledger: None,
             balancer: None,
+            agents: None,
             alertmanager: None,
             signals_ca_file: None,
             hold_while: Vec::new(),
             channels: BTreeMap::new(),
         }
     }
+}
+
+/// A listener for agents, over TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentsListener {
+    pub address: SocketAddr,
+    /// PEM: the certificate that agents check, its issuers' after it.
+    pub certificate_file: PathBuf,
+    /// PEM: the certificate's private key.
+    pub key_file: PathBuf,
 }
 
 /// A channel on which teams are told.

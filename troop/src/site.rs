@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use troop_policies::file::{self, Diagnostic};
 use troop_policies::policy::Site;
 
+use crate::agents::identity::{Identity, IdentityError};
 use crate::tls::{self, TlsError};
 
 /// Why nothing may start on a site file.
@@ -26,6 +27,12 @@ pub enum SiteError {
         path: PathBuf,
         #[source]
         source: TlsError,
+    },
+    #[error("the table `agents` of the site file `{}` cannot be used", path.display())]
+    Agents {
+        path: PathBuf,
+        #[source]
+        source: IdentityError,
     },
 }
 
@@ -62,6 +69,11 @@ pub fn read(path: Option<&Path>) -> Result<Read, SiteError> {
     site.signals_ca_file = site.signals_ca_file.map(|ca_file| folder.join(ca_file));
     if let Some(ca_file) = &site.signals_ca_file {
         tls::read_ca_file(ca_file).map_err(|source| SiteError::CaFile { path: path.to_owned(), source })?;
+    }
+    if let Some(agents) = &mut site.agents {
+        agents.certificate_file = folder.join(&agents.certificate_file);
+        agents.key_file = folder.join(&agents.key_file);
+        Identity::read(agents).map_err(|source| SiteError::Agents { path: path.to_owned(), source })?;
     }
     site.ledger = site.ledger.map(|ledger| folder.join(ledger));
     Ok(Read { site, warnings: shown(&warnings) })

@@ -157,11 +157,21 @@ pub(crate) mod tests {
             self.0.pem()
         }
 
-        /// A server with a certificate for `name`.
-        pub(crate) fn acceptor(&self, name: &str) -> TlsAcceptor {
+        /// A certificate for `name`, and its private key, as PEM.
+        pub(crate) fn issue(&self, name: &str) -> (String, String) {
+            let (certificate, key) = self.signed(name);
+            (certificate.pem(), key.serialize_pem())
+        }
+
+        fn signed(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
             let key = KeyPair::generate().unwrap();
             let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-            let certificate = params.signed_by(&key, &self.0).unwrap();
+            (params.signed_by(&key, &self.0).unwrap(), key)
+        }
+
+        /// A server with a certificate for `name`.
+        pub(crate) fn acceptor(&self, name: &str) -> TlsAcceptor {
+            let (certificate, key) = self.signed(name);
             let provider = Arc::new(rustls::crypto::ring::default_provider());
             let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
             let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();

@@ -50,6 +50,39 @@ pub fn verify(secret: &[u8; 32], host: &str, token: &[u8; 32]) -> bool {
     mac(secret, host).verify_slice(token).is_ok()
 }
 
+/// The token of a host, in hexadecimal: what its agent shows.
+pub fn token(secret: &[u8; 32], host: &str) -> String {
+    hex::encode(mac(secret, host).finalize().into_bytes())
+}
+
+/// Reads the agents' secret; where there is none yet, makes one.
+///
+/// # Errors
+/// When it can neither be read nor made, or what stands there is none.
+pub fn keep_secret(path: &Path) -> io::Result<[u8; 32]> {
+    let mut secret = [0; 32];
+    match fs::read_to_string(path) {
+        Ok(text) => {
+            hex::decode_to_slice(text.trim_end(), &mut secret)
+                .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+            Ok(secret)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            rustix::rand::getrandom(&mut secret, rustix::rand::GetRandomFlags::empty())?;
+            let fresh = path.with_extension(std::process::id().to_string());
+            private(&fresh, format!("{}\n", hex::encode(secret)).as_bytes())?;
+            // Whoever was first has made it for all.
+            let made = fs::hard_link(&fresh, path);
+            fs::remove_file(&fresh)?;
+            match made {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => keep_secret(path),
+                made => made.map(|()| secret),
+            }
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// How agents are started.
 #[derive(Debug)]
 pub(crate) struct Agents {
@@ -62,7 +95,7 @@ pub(crate) struct Agents {
 impl Agents {
     /// Reads the agents' secret, or makes it, and writes what agents may do here.
     pub(crate) fn prepare(state_dir: &Path, place: String) -> Result<Self, StepFailed> {
-        let secret = secret(&secret_file(state_dir)).step("keep the agents' secret")?;
+        let secret = keep_secret(&secret_file(state_dir)).step("keep the agents' secret")?;
         let agents = Self { state_dir: state_dir.into(), place, secret };
         fs::create_dir_all(agents.folder()).step("make the agents' folder")?;
         fs::write(agents.config(), allowed(state_dir)).step("write the agents' policy")?;
@@ -74,7 +107,7 @@ impl Agents {
         let own = self.folder().join(instance.as_str());
         fs::create_dir_all(&own).step("make an agent's folder")?;
         let host = format!("{}/{instance}", self.place);
-        let token = hex::encode(mac(&self.secret, &host).finalize().into_bytes());
+        let token = token(&self.secret, &host);
         let token_file = own.join("token");
         private(&token_file, token.as_bytes()).step("write an agent's token")?;
         let logs = self.state_dir.join("cloud").join("logs");
@@ -142,32 +175,14 @@ fn private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)
 }
 
-fn secret(path: &Path) -> io::Result<[u8; 32]> {
-    let mut secret = [0; 32];
-    match fs::read_to_string(path) {
-        Ok(text) => {
-            hex::decode_to_slice(text.trim_end(), &mut secret)
-                .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            rustix::rand::getrandom(&mut secret, rustix::rand::GetRandomFlags::empty())?;
-            let fresh = path.with_extension("new");
-            private(&fresh, format!("{}\n", hex::encode(secret)).as_bytes())?;
-            fs::rename(fresh, path)?;
-        }
-        Err(error) => return Err(error),
-    }
-    Ok(secret)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_token_is_of_one_host_and_one_secret() {
-        let of = |secret: u8, host: &str| -> [u8; 32] { mac(&[secret; 32], host).finalize().into_bytes().into() };
-        let token = of(1, "local/r1/i-1");
+        let mut token = [0; 32];
+        hex::decode_to_slice(super::token(&[1; 32], "local/r1/i-1"), &mut token).unwrap();
         assert!(verify(&[1; 32], "local/r1/i-1", &token));
         assert!(!verify(&[1; 32], "local/r1/i-2", &token));
         assert!(!verify(&[2; 32], "local/r1/i-1", &token));
@@ -178,10 +193,11 @@ mod tests {
         use std::os::unix::fs::PermissionsExt as _;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("agents-secret");
-        let made = secret(&path).unwrap();
-        assert_eq!(secret(&path).unwrap(), made);
+        let made = keep_secret(&path).unwrap();
+        assert_eq!(keep_secret(&path).unwrap(), made);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         fs::write(&path, "short").unwrap();
-        assert!(secret(&path).is_err());
+        assert!(keep_secret(&path).is_err());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

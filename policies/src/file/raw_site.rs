@@ -39,6 +39,8 @@ pub(crate) struct RawSite {
     pub ledger: Option<Sp<RawLedger>>,
     /// Addresses on which Troop is reached.
     pub listeners: Option<Sp<RawListeners>>,
+    /// Where agents on other machines dial in, over TLS.
+    pub agents: Option<Sp<RawAgents>>,
     /// Signals that hold the whole site.
     pub signals: Option<Sp<RawSignals>>,
     /// Where teams are told, by the name that a policy's `notify` uses.
@@ -96,6 +98,21 @@ pub(crate) struct RawLedger {
 pub(crate) struct RawListeners {
     /// The embedded cloud's balancer, on the loopback (`127.0.0.1:8080`, or a free port, unless said otherwise).
     pub balancer: Option<Sp<String>>,
+}
+
+/// Where agents on other machines dial in, over TLS.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawAgents {
+    /// The address and port, such as `0.0.0.0:7443`.
+    #[schemars(required)]
+    pub listen: Option<Sp<String>>,
+    /// A PEM file with the certificate that agents check, the issuers' after it, relative to this file.
+    #[schemars(required, length(min = 1))]
+    pub certificate_file: Option<Sp<String>>,
+    /// A PEM file with the certificate's private key, relative to this file.
+    #[schemars(required, length(min = 1))]
+    pub key_file: Option<Sp<String>>,
 }
 
 /// Signals that hold the whole site.

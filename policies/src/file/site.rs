@@ -10,11 +10,11 @@ use toml::de::DeTable;
 use super::app::hold_while;
 use super::diagnostic::{Findings, shown};
 use super::policy::{bounded, named};
-use super::raw_site::{RawAccount, RawChannelKind, RawSite};
+use super::raw_site::{RawAccount, RawAgents, RawChannelKind, RawSite};
 use super::scalar::Sp;
 use crate::hold::Address;
 use crate::ids::{AccountName, BadId, RegionName, TeamName};
-use crate::policy::{Account, Channel, ChannelKind, EMBEDDED_LEASE, Site, SiteCaps};
+use crate::policy::{Account, AgentsListener, Channel, ChannelKind, EMBEDDED_LEASE, Site, SiteCaps};
 
 /// Eureka's own lease.
 const LEASE: Duration = Duration::from_secs(90);
@@ -49,6 +49,7 @@ pub(crate) fn site(raw: &RawSite, written: &DeTable<'_>, out: &mut Findings<'_>)
     signals.iter().for_each(|hold| hold_while(hold, out));
     let alertmanager = raw.signals.as_ref().and_then(|s| s.get().alertmanager.as_ref());
     let alertmanager = alertmanager.and_then(|text| address(text, out));
+    let agents = raw.agents.as_ref().and_then(|a| agents(a.get(), out));
     let channels = channels(raw, out);
     let path = |text: &Option<Sp<String>>| text.as_ref().map(|t| PathBuf::from(t.get()));
     Some(Site {
@@ -66,6 +67,7 @@ pub(crate) fn site(raw: &RawSite, written: &DeTable<'_>, out: &mut Findings<'_>)
         accounts,
         ledger: raw.ledger.as_ref().and_then(|l| path(&l.get().file)),
         balancer,
+        agents,
         alertmanager,
         signals_ca_file: raw.signals.as_ref().and_then(|s| path(&s.get().ca_file)),
         hold_while: signals.iter().map(|h| h.get().clone()).collect(),
@@ -126,6 +128,18 @@ fn loopback(text: &Sp<String>, out: &mut Findings<'_>) -> Option<SocketAddr> {
     };
     out.error(text.span(), message, Some("for example balancer = \"127.0.0.1:8080\"".to_owned()));
     None
+}
+
+/// A missing key is told by the schema.
+fn agents(raw: &RawAgents, out: &mut Findings<'_>) -> Option<AgentsListener> {
+    let listen = raw.listen.as_ref()?;
+    let Ok(address) = listen.get().parse::<SocketAddr>() else {
+        let hint = "for example listen = \"0.0.0.0:7443\"".to_owned();
+        out.error(listen.span(), format!("`{}` is no address with a port", shown(listen.get())), Some(hint));
+        return None;
+    };
+    let path = |text: &Option<Sp<String>>| text.as_ref().map(|t| PathBuf::from(t.get()));
+    Some(AgentsListener { address, certificate_file: path(&raw.certificate_file)?, key_file: path(&raw.key_file)? })
 }
 
 fn channels(raw: &RawSite, out: &mut Findings<'_>) -> BTreeMap<String, Channel> {

@@ -23,6 +23,10 @@ role = "arn:aws:iam::123456789012:role/troop-read"
 regions = ["us-east-1", "eu-west-1"]
 [listeners]
 balancer = "127.0.0.1:8080"
+[agents]
+listen = "0.0.0.0:7443"
+certificate_file = "agents.pem"
+key_file = "agents.key"
 [signals]
 alertmanager = "https://alerts.example.com"
 ca_file = "ca.pem"
@@ -448,6 +452,8 @@ fn reads_every_key_of_the_site_file() {
     assert_eq!(site.registry_lease.as_secs(), 90);
     assert_eq!(site.accounts[0].regions.len(), 2);
     assert_eq!(site.balancer.unwrap().port(), 8080);
+    let agents = site.agents.unwrap();
+    assert_eq!((agents.address.port(), agents.key_file.as_path()), (7443, std::path::Path::new("agents.key")));
     assert_eq!(site.alertmanager.as_deref(), Some("https://alerts.example.com"));
     assert_eq!(site.signals_ca_file.as_deref(), Some(std::path::Path::new("ca.pem")));
     assert_eq!(site.channels.len(), 1);

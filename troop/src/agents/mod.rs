@@ -3,8 +3,11 @@
 //! [`Hub`] is the real one, to which agents dial in; the control plane knows only [`Agents`], so that its tests need no host.
 
 mod hub;
+pub mod identity;
 pub mod peers;
 mod server;
+#[cfg(test)]
+mod tests;
 pub mod token;
 
 use std::fmt;
@@ -16,7 +19,7 @@ use troop_agent_core::protocol::{Answered, Capabilities, Grant, Story};
 use troop_policies::{AccountName, InstanceId, RegionName};
 
 pub use hub::Hub;
-pub use server::{ServerError, serve_unix};
+pub use server::{Reception, ServerError};
 
 /// How long a lease lives unless it is renewed: what a host may go on hurting when nobody can tell it to stop.
 pub const LEASE: Duration = Duration::from_secs(5);

@@ -15,7 +15,8 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::net::UnixListener;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
@@ -25,11 +26,15 @@ use troop_agent_core::protocol::{self, FromAgent, MESSAGE_MAX_BYTES};
 
 use super::HostName;
 use super::hub::{Hub, WAITING_MAX};
+use super::identity::Identity;
 use super::token::AgentsSecret;
 use crate::clock;
 
 /// Hosts that may be connected at a time. Each takes a few kilobytes; a site with more has several control planes.
 const CONNECTIONS_MAX: usize = 16_384;
+/// Of those, who has not said yet who it is: as many as a site's hosts may be at once after a restart, and too few to
+/// keep the others out.
+const STRANGERS_MAX: usize = 1_024;
 /// How long a host may take to say who it is.
 const HELLO_MAX: Duration = Duration::from_secs(10);
 /// How often a silent connection is tried, so that a host that is gone is known to be.
@@ -48,59 +53,115 @@ pub struct ServerError {
     source: io::Error,
 }
 
-/// Receives agents on a unix socket until `stop`. A socket of a dead control plane is replaced.
-///
-/// # Errors
-/// [`ServerError`] when it cannot listen.
-pub async fn serve_unix(
-    path: &Path,
-    secret: AgentsSecret,
+/// Whom agents are received for, and how many.
+#[derive(Debug, Clone)]
+pub struct Reception {
     hub: Arc<Hub>,
+    secret: AgentsSecret,
+    room: Arc<Semaphore>,
+    strangers: Arc<Semaphore>,
+    /// How long a host may take to say who it is.
+    pub(super) patience: Duration,
     stop: CancellationToken,
-) -> Result<(), ServerError> {
-    let failed = |doing| move |source| ServerError { doing, path: path.into(), source };
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("replace")(error)),
-        Ok(()) | Err(_) => {}
+}
+
+impl Reception {
+    /// Receives until `stop`.
+    pub fn new(hub: Arc<Hub>, secret: AgentsSecret, stop: CancellationToken) -> Self {
+        let (room, strangers) = (Semaphore::new(CONNECTIONS_MAX), Semaphore::new(STRANGERS_MAX));
+        Self { hub, secret, room: Arc::new(room), strangers: Arc::new(strangers), patience: HELLO_MAX, stop }
     }
-    let listener = UnixListener::bind(path).map_err(failed("listen on"))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed("protect"))?;
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        let stream = tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    tracing::warn!(%error, "an agent could not be accepted");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                }
-            },
-            () = stop.cancelled() => return Ok(()),
-        };
-        let Ok(permit) = Arc::clone(&room).try_acquire_owned() else { continue };
-        let (hub, secret, stop) = (Arc::clone(&hub), secret.clone(), stop.clone());
-        tokio::spawn(async move {
-            let service = service_fn(move |request| {
-                let answered = Ok::<_, Infallible>(answer(request, Arc::clone(&hub), secret.clone()));
-                std::future::ready(answered)
+
+    /// Receives agents on a unix socket. A socket of a dead control plane is replaced.
+    ///
+    /// # Errors
+    /// [`ServerError`] when it cannot listen.
+    pub async fn on_unix(self, path: &Path) -> Result<(), ServerError> {
+        let failed = |doing| move |source| ServerError { doing, path: path.into(), source };
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("replace")(error)),
+            Ok(()) | Err(_) => {}
+        }
+        let listener = UnixListener::bind(path).map_err(failed("listen on"))?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed("protect"))?;
+        while let Some((stream, _)) = self.accepted(|| listener.accept()).await {
+            self.receive(std::future::ready(Some(stream)));
+        }
+        Ok(())
+    }
+
+    /// Receives agents of other machines, each over TLS.
+    pub async fn on_tls(self, listener: TcpListener, identity: Identity) {
+        let identity = Arc::new(identity);
+        while let Some((stream, from)) = self.accepted(|| listener.accept()).await {
+            let identity = Arc::clone(&identity);
+            self.receive(async move {
+                let shaken = identity.acceptor().accept(stream).await;
+                shaken.inspect_err(|error| tracing::debug!(%from, %error, "a TLS handshake failed")).ok()
             });
-            let connection = http2::Builder::new(TokioExecutor::new())
-                .timer(TokioTimer::new())
-                .keep_alive_interval(PING_EVERY)
-                .keep_alive_timeout(PING_MAX)
-                .max_concurrent_streams(1)
-                .serve_connection(TokioIo::new(stream), service);
+        }
+    }
+
+    /// The next connection; `None` when it is to stop.
+    async fn accepted<T, F: Future<Output = io::Result<T>>>(&self, accept: impl Fn() -> F) -> Option<T> {
+        loop {
             tokio::select! {
-                ended = connection => drop(ended),
+                accepted = accept() => match accepted {
+                    Ok(stream) => return Some(stream),
+                    Err(error) => {
+                        tracing::warn!(%error, "an agent could not be accepted");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                },
+                () = self.stop.cancelled() => return None,
+            }
+        }
+    }
+
+    /// Talks with whoever it is, once `stream` has come about. Who does not say in time who it is is sent away.
+    fn receive<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+        &self,
+        stream: impl Future<Output = Option<S>> + Send + 'static,
+    ) {
+        let permits = (Arc::clone(&self.room).try_acquire_owned(), Arc::clone(&self.strangers).try_acquire_owned());
+        let (Ok(room), Ok(stranger)) = permits else { return };
+        let (hub, secret, stop) = (Arc::clone(&self.hub), self.secret.clone(), self.stop.clone());
+        let patience = self.patience;
+        tokio::spawn(async move {
+            let known = CancellationToken::new();
+            let told = known.clone();
+            let served = async move {
+                let Some(stream) = stream.await else { return };
+                let service = service_fn(move |request| {
+                    let answered = answer(request, Arc::clone(&hub), secret.clone(), told.clone());
+                    std::future::ready(Ok::<_, Infallible>(answered))
+                });
+                let connection = http2::Builder::new(TokioExecutor::new())
+                    .timer(TokioTimer::new())
+                    .keep_alive_interval(PING_EVERY)
+                    .keep_alive_timeout(PING_MAX)
+                    .max_concurrent_streams(1)
+                    .serve_connection(TokioIo::new(stream), service);
+                drop(connection.await);
+            };
+            let unknown = async {
+                let introduced = tokio::time::timeout(patience, known.cancelled()).await.is_ok();
+                drop(stranger);
+                if introduced {
+                    std::future::pending().await
+                }
+            };
+            tokio::select! {
+                () = served => {}
+                () = unknown => tracing::debug!("somebody who did not say who it is was sent away"),
                 () = stop.cancelled() => {}
             }
-            drop(permit);
+            drop(room);
         });
     }
 }
 
-fn answer(request: Request<Incoming>, hub: Arc<Hub>, secret: AgentsSecret) -> Response<Body> {
+fn answer(request: Request<Incoming>, hub: Arc<Hub>, secret: AgentsSecret, known: CancellationToken) -> Response<Body> {
     if request.uri().path() != PATH || request.method() != hyper::Method::POST {
         return short(StatusCode::NOT_FOUND, "agents are received elsewhere");
     }
@@ -110,7 +171,7 @@ fn answer(request: Request<Incoming>, hub: Arc<Hub>, secret: AgentsSecret) -> Re
     };
     let (queue, waiting) = mpsc::channel::<Bytes>(WAITING_MAX);
     tokio::spawn(async move {
-        if let Err(why) = converse(request.into_body(), &token, queue, hub, secret).await {
+        if let Err(why) = converse(request.into_body(), &token, queue, hub, secret, known).await {
             tracing::warn!(why, "an agent was sent away");
         }
     });
@@ -125,17 +186,19 @@ async fn converse(
     queue: mpsc::Sender<Bytes>,
     hub: Arc<Hub>,
     secret: AgentsSecret,
+    known: CancellationToken,
 ) -> Result<(), String> {
     let mut lines = Lines { body, buffer: Vec::new() };
-    let first = tokio::time::timeout(HELLO_MAX, lines.next()).await;
-    let first = first.map_err(|_| "it did not say who it is".to_owned())??;
-    let Some(FromAgent::Hello(hello)) = first else { return Err("its first word was no hello".to_owned()) };
+    let Some(FromAgent::Hello(hello)) = lines.next().await? else {
+        return Err("its first word was no hello".to_owned());
+    };
     let host = HostName::parse(&hello.instance).ok_or("its name is none")?;
     if !secret.is_of(&host, token) {
         return Err(format!("its token is not that of `{host}`"));
     }
     // The queue's other end is the answer: a host that is cut off by the hub sees its end.
     let connection = hub.connect(host, hello, queue, clock::real_now())?;
+    known.cancel();
     while let Some(message) = lines.next().await? {
         connection.hear(message);
     }

@@ -6,6 +6,8 @@
 use std::io;
 use std::path::Path;
 
+use troop_cloud::local::agents;
+
 use super::HostName;
 
 /// The agents' secret.
@@ -19,25 +21,26 @@ impl std::fmt::Debug for AgentsSecret {
 }
 
 impl AgentsSecret {
-    /// Reads it: 64 hexadecimal digits and a line end.
+    /// Reads it, 64 hexadecimal digits and a line end; makes it where there is none.
     ///
     /// # Errors
-    /// When it cannot be read or is none.
-    pub fn read(path: &Path) -> io::Result<Self> {
-        let text = std::fs::read_to_string(path)?;
-        let mut bytes = [0; 32];
-        hex::decode_to_slice(text.trim_end(), &mut bytes).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
-        Ok(Self(bytes))
+    /// When it cannot be read or made, or is none.
+    pub fn keep(path: &Path) -> io::Result<Self> {
+        agents::keep_secret(path).map(Self)
     }
 
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
+    /// What the agent of `host` shows.
+    pub fn token_of(&self, host: &HostName) -> String {
+        agents::token(&self.0, host.as_str())
+    }
+
     /// Whether `token` is that of `host`. Takes as long for a wrong one as for the right one.
     pub fn is_of(&self, host: &HostName, token: &str) -> bool {
         let mut claimed = [0; 32];
-        hex::decode_to_slice(token, &mut claimed).is_ok()
-            && troop_cloud::local::agents::verify(&self.0, host.as_str(), &claimed)
+        hex::decode_to_slice(token, &mut claimed).is_ok() && agents::verify(&self.0, host.as_str(), &claimed)
     }
 }

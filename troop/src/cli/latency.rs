@@ -3,12 +3,15 @@
 use std::time::Duration;
 
 use clap::Args;
+use troop_cloud::local::agents::secret_file;
 use troop_policies::fault::{ChanceSpec, FaultSpec, Peer, PortSpan};
 
 use super::args::{self, Output};
 use super::context::{self, Context};
 use super::demand::DemandArgs;
 use super::watch::{self, Wait};
+use crate::agents::HostName;
+use crate::agents::token::AgentsSecret;
 use crate::api::types::{AgentView, KillAnswer, LatencyRequest};
 use crate::client::ACT_WITHIN;
 use crate::clock;
@@ -56,14 +59,22 @@ pub(super) struct LatencyArgs {
 }
 
 /// List the agents on the hosts: what they can do, and what they do
+///
+/// With --token it makes what the agent of a host elsewhere shows to be received; this needs nobody to run.
 #[derive(Debug, Args)]
 pub(super) struct AgentsArgs {
+    /// Print the token of this host's agent (account/region/instance) instead: a secret
+    #[arg(long, value_name = "HOST", conflicts_with = "format")]
+    token: Option<String>,
     #[command(flatten)]
     output: Output,
 }
 
 pub(super) async fn agents(cx: &Context, args: &AgentsArgs) -> Result<Code, CliError> {
     let state = cx.state()?;
+    if let Some(host) = &args.token {
+        return token(&state, host);
+    }
     let views: Vec<AgentView> = context::client(&state).get("agents").await?;
     if args.output.is_json() {
         views.iter().for_each(ui::json);
@@ -74,6 +85,19 @@ pub(super) async fn agents(cx: &Context, args: &AgentsArgs) -> Result<Code, CliE
     } else {
         ui::line(&running::agents(&views, clock::real_now()));
     }
+    Ok(Code::Ok)
+}
+
+fn token(state: &StateDir, host: &str) -> Result<Code, CliError> {
+    let hint = "write account/region/instance, for example prod/us-east-1/i-0a11";
+    let host = HostName::parse(host)
+        .ok_or_else(|| CliError::new(Code::Input, format!("`{host}` names no host")).hint(hint))?;
+    let path = secret_file(state.path());
+    let secret = AgentsSecret::keep(&path).map_err(|error| {
+        CliError::new(Code::Unavailable, format!("could not keep the agents' secret `{}`: {error}", path.display()))
+            .hint("whoever runs the control plane may read it; it is made by `troop up`")
+    })?;
+    ui::line(&secret.token_of(&host));
     Ok(Code::Ok)
 }
 

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use troop_cloud::local::sandbox::{Sandbox, SandboxError};
 
-use super::roles::{CONNECTIONS, LISTENER};
+use super::roles::{AGENTS, CONNECTIONS, LISTENER};
 use crate::world::chain;
 
 /// A role that dies is started again after this, then after twice as long each time, up to [`RESTART_MAX`].
@@ -38,8 +38,9 @@ pub(super) enum Handed {
     Nothing,
     /// The listener that all workers of the balancer share.
     Listener(Arc<TcpListener>),
-    /// A new pair at each start, whose other end the acceptor of the control socket is told.
-    Connections(ToServe),
+    /// A new pair at each start, whose other end the acceptor of the control socket is told; and the listener for agents of other
+    /// machines, where there is one.
+    Connections(ToServe, Option<TcpListener>),
 }
 
 /// One of the processes in the sandbox.
@@ -72,7 +73,7 @@ pub(super) async fn keep(role: Role, sandbox: Arc<Mutex<Sandbox>>, logs: Arc<Pat
             }
             Err(error) => chain(&error),
         };
-        if let Handed::Connections(to_serve) = &role.handed {
+        if let Handed::Connections(to_serve, _) = &role.handed {
             to_serve.send_replace(None);
         }
         if began.elapsed() > RAN_WELL {
@@ -103,7 +104,8 @@ fn start(role: &Role, sandbox: &Mutex<Sandbox>, logs: &Path) -> Result<(Child, U
     match &role.handed {
         Handed::Nothing => {}
         Handed::Listener(listener) => fds.push((LISTENER, listener.as_fd())),
-        Handed::Connections(to_serve) => {
+        Handed::Connections(to_serve, agents) => {
+            fds.extend(agents.iter().map(|listener| (AGENTS, listener.as_fd())));
             let (ours, other) = UnixStream::pair()?;
             theirs = other;
             fds.push((CONNECTIONS, theirs.as_fd()));

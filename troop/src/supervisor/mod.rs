@@ -131,6 +131,8 @@ pub struct Supervisor {
     pub info: UpInfo,
     sandbox: Arc<Mutex<Sandbox>>,
     balancer: TcpListener,
+    /// For agents of other machines, where the site says so.
+    agents: Option<TcpListener>,
     control: UnixListener,
     outside: UnixListener,
     /// Removed at the end, before STATE is given free.
@@ -168,6 +170,7 @@ impl Supervisor {
         let taken = take(state)?;
         let announced = Announced([control_path.clone(), state.up_file(), state.outside_socket()]);
         let balancer = bind(options.port, site.balancer)?;
+        let agents = site.agents.as_ref().map(|agents| listen_on(agents.address)).transpose()?;
         let io = |what| move |source| UpError::Io { what, source };
         let address = balancer.local_addr().map_err(io("read the listener's address"))?;
         let control = listen(&control_path).map_err(io("open the control socket"))?;
@@ -184,7 +187,7 @@ impl Supervisor {
         };
         write_whole(&options.state.up_file(), &serde_json::to_vec_pretty(&info).unwrap_or_default())?;
         let sandbox = Arc::new(Mutex::new(sandbox));
-        Ok(Self { options, info, sandbox, balancer, control, outside, announced, taken })
+        Ok(Self { options, info, sandbox, balancer, agents, control, outside, announced, taken })
     }
 
     /// Runs the roles until `stop`, or until the sandbox's first process ends. Everything has ended when it returns.
@@ -192,7 +195,7 @@ impl Supervisor {
     /// # Errors
     /// [`UpError::CloudEnded`].
     pub async fn run(self, stop: CancellationToken) -> Result<(), UpError> {
-        let Self { options, info: _, sandbox, balancer, control, outside, announced, taken } = self;
+        let Self { options, info: _, sandbox, balancer, agents, control, outside, announced, taken } = self;
         let (to_serve, passing) = watch::channel(None);
         let acceptor = AbortOnDropHandle::new(tokio::spawn(crate::api::peer::accept_and_pass(control, passing)));
         let _outside = AbortOnDropHandle::new(tokio::spawn(crate::outside::serve(outside)));
@@ -201,6 +204,7 @@ impl Supervisor {
         // In the order in which they end: first the control plane, so that nothing new begins.
         let mut running = Vec::new();
         let registry = SocketAddr::from((lock(&sandbox).roles_address(), roles::REGISTRY_PORT));
+        let to_serve = Handed::Connections(to_serve, agents);
         for roles in roles(&options, registry, balancer, to_serve) {
             let end = CancellationToken::new();
             let keep = |role| tokio::spawn(keep::keep(role, Arc::clone(&sandbox), Arc::clone(&logs), end.clone()));
@@ -284,7 +288,7 @@ async fn start_sandbox(spec: SandboxSpec, stop: &CancellationToken) -> Result<Sa
 }
 
 /// The roles, in groups that end one after the other.
-fn roles(options: &UpOptions, registry: SocketAddr, listener: TcpListener, to_serve: keep::ToServe) -> [Vec<Role>; 3] {
+fn roles(options: &UpOptions, registry: SocketAddr, listener: TcpListener, to_serve: Handed) -> [Vec<Role>; 3] {
     let flag = |name: &str, value: &OsStr| [OsString::from(name), value.to_owned()];
     let optional = |name: &str, value: &Option<PathBuf>| {
         value.iter().flat_map(|value| flag(name, value.as_os_str())).collect::<Vec<_>>()
@@ -308,7 +312,7 @@ fn roles(options: &UpOptions, registry: SocketAddr, listener: TcpListener, to_se
     let serve = Role {
         name: "serve".to_owned(),
         args: args("serve", &[&registry_at, &policies, &site, &calendar]),
-        handed: Handed::Connections(to_serve),
+        handed: to_serve,
         ends_within: SERVE_ENDS_WITHIN,
     };
     let registry = Role {
@@ -376,12 +380,15 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
 
 fn bind(port: Option<u16>, site: Option<SocketAddr>) -> Result<TcpListener, UpError> {
     let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let at = |address| TcpListener::bind(address).map_err(|source| UpError::Listen { address, source });
     match (port, site) {
-        (Some(port), _) => at(local(port)),
-        (None, Some(address)) => at(address),
-        (None, None) => at(local(PREFERRED_PORT)).or_else(|_| at(local(0))),
+        (Some(port), _) => listen_on(local(port)),
+        (None, Some(address)) => listen_on(address),
+        (None, None) => listen_on(local(PREFERRED_PORT)).or_else(|_| listen_on(local(0))),
     }
+}
+
+fn listen_on(address: SocketAddr) -> Result<TcpListener, UpError> {
+    TcpListener::bind(address).map_err(|source| UpError::Listen { address, source })
 }
 
 #[cfg(test)]

@@ -27,8 +27,9 @@ use troop_policies::draw::SiteSecret;
 use troop_registry::client::RegistryClient;
 use troop_registry::server::RegistryError;
 
+use crate::agents::identity::Identity;
 use crate::agents::token::AgentsSecret;
-use crate::agents::{Agents, Hub, serve_unix};
+use crate::agents::{Agents, Hub, Reception};
 use crate::api::peer::serve_passed;
 use crate::api::router::{router, unavailable};
 use crate::clock::{self, Calendar, CalendarFile};
@@ -50,6 +51,8 @@ pub(super) const REGISTRY_PORT: u16 = 8761;
 pub(super) const LISTENER: &str = "listener";
 /// The name under which the control plane is handed its end of the pair over which connections come.
 pub(crate) const CONNECTIONS: &str = "connections";
+/// The name under which it is handed the listener for agents on other machines, where the site has one.
+pub(super) const AGENTS: &str = "agents";
 
 /// Two for the API and the ticks, which both wait more than they work; the machine's cores are the instances' too.
 const SERVE_THREADS: usize = 2;
@@ -116,7 +119,8 @@ fn run(args: &[OsString]) -> Result<(), RoleError> {
         other => return Err(RoleError::Arguments { why: format!("there is no role `{other}`") }),
     };
     let connections = take(CONNECTIONS)?;
-    block_on(threads, inherited, |stop| serve(flags, connections, stop))
+    let agents = take(AGENTS).ok().map(TcpListener::from);
+    block_on(threads, inherited, |stop| serve(flags, connections, agents, stop))
 }
 
 /// The role's name and its flags.
@@ -227,7 +231,12 @@ fn more_descriptors() {
     }
 }
 
-async fn serve(flags: Flags, connections: OwnedFd, stop: CancellationToken) -> Result<(), RoleError> {
+async fn serve(
+    flags: Flags,
+    connections: OwnedFd,
+    agents: Option<TcpListener>,
+    stop: CancellationToken,
+) -> Result<(), RoleError> {
     let io = |source| RoleError::Io { what: "serve the connections that are passed on", source };
     let hub = Arc::new(Hub::default());
     let core = loop {
@@ -251,7 +260,7 @@ async fn serve(flags: Flags, connections: OwnedFd, stop: CancellationToken) -> R
     let _follower = flags.path("--calendar").map(follow);
     tracing::info!(pid = std::process::id(), site = core.site.name, "the control plane serves");
     let api = router(Arc::new(Control(Arc::clone(&core))));
-    let _received = AbortOnDropHandle::new(tokio::spawn(receive_agents(core.state.clone(), hub, stop.clone())));
+    let _received = AbortOnDropHandle::new(tokio::spawn(receive_agents(Arc::clone(&core), hub, agents, stop.clone())));
     // Whichever ends by itself takes the other along: half a control plane is none.
     let (served, ran) = tokio::join!(
         async {
@@ -273,18 +282,30 @@ async fn serve(flags: Flags, connections: OwnedFd, stop: CancellationToken) -> R
     Ok(ran?)
 }
 
-/// Receives the agents of the embedded cloud. Without them everything goes on but the latency monkey, which spares for want
-/// of an agent.
-async fn receive_agents(state: StateDir, hub: Arc<Hub>, stop: CancellationToken) {
-    let why = match AgentsSecret::read(&agents::secret_file(state.path())) {
-        Ok(secret) => match serve_unix(&agents::socket(state.path()), secret, hub, stop).await {
-            Ok(()) => return,
-            Err(why) => chain(&why),
-        },
-        // Where instances are plain processes there are no agents, and no secret of theirs.
-        Err(why) => why.to_string(),
+/// Receives agents: those of the embedded cloud, and where the site has a listener for them those of other machines. Without any,
+/// everything goes on but the latency monkey, which spares for want of an agent.
+async fn receive_agents(core: Arc<Core>, hub: Arc<Hub>, listener: Option<TcpListener>, stop: CancellationToken) {
+    let state = core.state.path();
+    let secret = match AgentsSecret::keep(&agents::secret_file(state)) {
+        Ok(secret) => secret,
+        Err(error) => return tracing::error!(%error, "no agents are received: their secret cannot be kept"),
     };
-    tracing::info!(why, "no agents are received");
+    let reception = Reception::new(hub, secret, stop);
+    let far = async {
+        let Some((listener, files)) = listener.zip(core.site.agents.as_ref()) else { return };
+        let listener = listener.set_nonblocking(true).and_then(|()| tokio::net::TcpListener::from_std(listener));
+        match (listener, Identity::read(files)) {
+            (Ok(listener), Ok(identity)) => reception.clone().on_tls(listener, identity).await,
+            (Err(error), _) => tracing::error!(%error, "no agents of other machines are received"),
+            (_, Err(error)) => tracing::error!(error = chain(&error), "no agents of other machines are received"),
+        }
+    };
+    let near = async {
+        if let Err(error) = reception.clone().on_unix(&agents::socket(state)).await {
+            tracing::error!(error = chain(&error), "no agents of this machine are received");
+        }
+    };
+    tokio::join!(near, far);
 }
 
 /// Makes what the control plane works with.
