@@ -110,31 +110,39 @@ fn current_policy<'a>(core: &Core, wanted: &'a Wanted) -> Reading<&'a troop_poli
     }
 }
 
-fn about<'a>(core: &Core, wanted: &'a Wanted, now: Timestamp) -> About<'a> {
+fn about<'a>(core: &Core, wanted: &'a Wanted, harm: Harm<'_>, now: Timestamp) -> About<'a> {
     About {
         team: &wanted.team,
         draw_key: &wanted.scope.draw_key,
         calendar_now: core.calendar.at(now),
         day: wanted.day,
-        acts: if wanted.fault.is_some() { Acts::Faults } else { Acts::Kills },
+        acts: match harm {
+            Harm::Kill => Acts::Kills,
+            Harm::Fault(_) => Acts::Faults,
+        },
     }
 }
 
 /// Asks every gate on a fresh look, and returns the look with the answers.
 pub async fn ask(core: &Core, wanted: &Wanted) -> (Look, Verdict) {
+    ask_about(core, wanted, wanted.harm()).await
+}
+
+/// The same about another harm than the one that is wanted: for whoever only explains.
+pub async fn ask_about(core: &Core, wanted: &Wanted, harm: Harm<'_>) -> (Look, Verdict) {
     // The signals first: they take longest, and nothing else may grow old meanwhile.
     let app = wanted.team.policy.apps.get(&wanted.scope.app);
     let signals = core.site.hold_while.iter().chain(app.iter().flat_map(|app| &app.hold_while));
     let holds = core.host.ask_holds(signals.cloned().collect()).await;
     let seen = Look { holds, ..look(core).await };
     let ledger = match core.ledger.begin().await {
-        Ok(mut tx) => ledger_seen::read(&mut tx, about(core, wanted, seen.at), seen.inventories()).await,
+        Ok(mut tx) => ledger_seen::read(&mut tx, about(core, wanted, harm, seen.at), seen.inventories()).await,
         Err(e) => Err(e),
     };
     core.trouble("ledger", ledger.as_ref().err().map(|e| chain(e)));
     let verdict = {
         let situation = situation(core, wanted, &seen, ledger.map_err(|e| chain(&e)), seen.at);
-        gates::ask_about(&situation, &wanted.scope, &wanted.purpose, wanted.harm())
+        gates::ask_about(&situation, &wanted.scope, &wanted.purpose, harm)
     };
     (seen, verdict)
 }
@@ -260,7 +268,7 @@ async fn intend(
 ) -> Result<Result<Eligible, Spared>, LedgerError> {
     let now = core.now();
     let mut tx = core.ledger.begin().await?;
-    let ledger = ledger_seen::read(&mut tx, about(core, wanted, now), seen.inventories()).await?;
+    let ledger = ledger_seen::read(&mut tx, about(core, wanted, wanted.harm(), now), seen.inventories()).await?;
     #[cfg(troop_sabotage)]
     let ledger = if troop_policies::sabotaged!("second_ask") {
         LedgerSeen { marks: ledger.marks, ..LedgerSeen::default() }

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use troop_agent_core::protocol::PlaneSeen;
+use troop_monkeys::{chaos, latency};
 use troop_policies::gates::{Purpose, Scope, Verdict};
+use troop_policies::harm::Harm;
 use troop_policies::inventory::Inventory;
-use troop_policies::plan::DayPlan;
+use troop_policies::plan::{DayPlan, PlanEntry};
 use troop_policies::registry_view::Status;
 use troop_policies::{ClusterName, InstanceId};
 use troop_scheduler::drills;
@@ -193,27 +195,34 @@ impl ControlPlane for Control {
                 None => Purpose::Drawn,
                 Some(id) => Purpose::Demand { outside_window: false, instance: Some(id.clone()) },
             };
-            let (_, verdict) = act::ask(&self.0, &self.wanted(&found, purpose, None)).await;
             let mut entries = self.todays_plan(&found.team).await.map(|plan| plan.entries).unwrap_or_default();
             entries.retain(|e| e.draw_key == found.scope.draw_key);
-            let (drills, drawn): (Vec<_>, Vec<_>) =
-                entries.into_iter().partition(|e| drills::drilled(&e.monkey).is_some());
-            views.push(ExplainView {
-                schema: SCHEMA,
-                draw_key: found.scope.draw_key.clone(),
-                monkey: troop_monkeys::chaos::MONKEY.to_owned(),
-                team: Some(found.team.policy.team.clone()),
-                gates: gates(&verdict),
-                eligible: verdict.candidates.clone(),
-                verdict: match &verdict.result {
-                    Ok(eligible) => {
-                        format!("eligible: one of {} would be hurt if a draw fell now", eligible.ids().len())
-                    }
-                    Err(spared) => format!("spared ({}): {spared}", spared.gate().name()),
-                },
-                today: drawn.into_iter().find(|e| e.monkey == troop_monkeys::chaos::MONKEY),
-                drills,
-            });
+            let app = found.team.policy.apps.get(&found.scope.app);
+            let kills = app.is_none_or(|app| app.chaos.is_some() || app.latency.is_none());
+            let slows = app.is_some_and(|app| app.latency.is_some());
+            let kill = kills.then_some((chaos::MONKEY, Harm::Kill, "hurt"));
+            let fault = slows.then_some((latency::MONKEY, Harm::Fault(None), "made slow"));
+            for (monkey, harm, done) in kill.into_iter().chain(fault) {
+                let (_, verdict) = act::ask_about(&self.0, &self.wanted(&found, purpose.clone(), None), harm).await;
+                let drill = |e: &&PlanEntry| drills::drilled(&e.monkey) == Some(monkey);
+                views.push(ExplainView {
+                    schema: SCHEMA,
+                    draw_key: found.scope.draw_key.clone(),
+                    monkey: monkey.to_owned(),
+                    team: Some(found.team.policy.team.clone()),
+                    gates: gates(&verdict),
+                    eligible: verdict.candidates.clone(),
+                    verdict: match &verdict.result {
+                        Ok(eligible) => {
+                            let count = eligible.ids().len();
+                            format!("eligible: one of {count} would be {done} if a draw fell now")
+                        }
+                        Err(spared) => format!("spared ({}): {spared}", spared.gate().name()),
+                    },
+                    today: entries.iter().find(|e| e.monkey == monkey).cloned(),
+                    drills: entries.iter().filter(drill).cloned().collect(),
+                });
+            }
         }
         Ok(views)
     }

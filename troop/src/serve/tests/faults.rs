@@ -224,6 +224,23 @@ async fn what_is_not_on_the_menu_is_spared_before_any_host_is_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn explain_asks_the_gates_of_each_monkey_that_the_policy_names() {
+    let (_home, _world, _hosts, core) = stage(Does::All).await;
+    let control = Control(core);
+    let verdicts = async || {
+        let views = control.explain("hello-web").await.unwrap();
+        views.into_iter().map(|view| (view.monkey, view.verdict)).collect::<Vec<_>>()
+    };
+    let eligible = |monkey: &str, done: &str| {
+        (monkey.to_owned(), format!("eligible: one of 3 would be {done} if a draw fell now"))
+    };
+    assert_eq!(verdicts().await, [eligible("chaos", "hurt"), eligible("latency", "made slow")]);
+    control.latency(latency(10_000), ana()).await.unwrap();
+    let [(_, chaos), (_, latency)] = verdicts().await.try_into().unwrap();
+    assert!(chaos.starts_with("spared (") && latency.starts_with("spared ("), "{chaos}; {latency}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_plan_of_a_delay_says_its_steps_and_changes_nothing() {
     let (_home, _world, hosts, core) = stage(Does::All).await;
     let planned = LatencyRequest { plan: true, ..latency(6_000) };
