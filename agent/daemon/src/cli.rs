@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tracing_subscriber::filter::LevelFilter;
 
 use troop_policies::chain;
 
@@ -113,7 +114,16 @@ fn setup(args: RunArgs, before: &[&str]) -> Result<Setup, String> {
     Ok(Setup { instance: args.instance, to, token, state: args.state, config: args.config, guardian: (program, words) })
 }
 
+/// Logs every change of the host to standard error; `RUST_LOG` may name another level.
+fn log() {
+    let level = std::env::var("RUST_LOG").ok().and_then(|level| level.parse().ok()).unwrap_or(LevelFilter::INFO);
+    let subscriber = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr).with_ansi(false);
+    // Whoever was first stands; a second beginning is a test's.
+    let _already = subscriber.try_init();
+}
+
 fn run(setup: Setup) -> Result<(), AgentError> {
+    log();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| AgentError::System("start a runtime", e))?;
     runtime.block_on(agent::run(setup))

@@ -164,20 +164,31 @@ pub async fn run(setup: Setup) -> Result<(), AgentError> {
     tokio::spawn(channel::keep(setup.to.clone(), setup.token.clone(), events));
     let mut term = signal(SignalKind::terminate()).map_err(|e| AgentError::System("watch for SIGTERM", e))?;
     let mut int = signal(SignalKind::interrupt()).map_err(|e| AgentError::System("watch for SIGINT", e))?;
+    // Why there is no connection, as it was logged last: once for every reason, and not with every attempt.
+    let mut trouble = None;
     loop {
         let wait = agent.next_deadline().map(|deadline| deadline.since(clock::now()));
         let wait = if agent.is_idle() { wait } else { Some(wait.unwrap_or(LOOK_EVERY).min(LOOK_EVERY)) };
         tokio::select! {
             event = heard.recv() => match event {
                 Some(Event::Up { sender, ends }) => {
-                    tracing::info!("connected");
                     let hello = hello(&setup, &agent, &capabilities);
                     let alive = sender.send(&FromAgent::Hello(hello));
                     agent.connected(alive.then_some(sender), ends);
                 }
-                Some(Event::Message(message)) => hear(&mut agent, message),
+                Some(Event::Message(message)) => {
+                    if matches!(message, ToAgent::Welcome { .. }) {
+                        tracing::info!("the control plane has received this agent");
+                        trouble = None;
+                    }
+                    hear(&mut agent, message);
+                }
                 Some(Event::Down(why)) => {
-                    tracing::debug!(why = %chain(&why), "not connected");
+                    let why = Some(chain(&why));
+                    if trouble != why {
+                        tracing::warn!(why, "there is no connection to the control plane");
+                        trouble = why;
+                    }
                     agent.connected(None, Vec::new());
                 }
                 // It never ends while we listen.
