@@ -6,6 +6,7 @@
 mod detour;
 pub mod forward;
 pub mod kernel;
+pub mod tun;
 
 use std::fmt;
 use std::io;

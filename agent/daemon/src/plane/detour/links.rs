@@ -105,6 +105,14 @@ pub(in crate::plane) fn set_up(net: &mut Netlink, index: u32) -> Result<(), Netl
     net.change(set(index, None, true), 0)
 }
 
+/// Makes room for so many packets that wait for a device.
+///
+/// # Errors
+/// [`NetlinkError`].
+pub(in crate::plane) fn set_queue(net: &mut Netlink, index: u32, packets: u32) -> Result<(), NetlinkError> {
+    net.change(set(index, Some(LinkAttribute::TxQueueLen(packets)), false), 0)
+}
+
 fn set(index: u32, attribute: Option<LinkAttribute>, up: bool) -> RouteNetlinkMessage {
     let mut message = LinkMessage::default();
     message.header.index = index;
