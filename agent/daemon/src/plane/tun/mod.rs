@@ -30,7 +30,6 @@ pub use self::routes::Rule;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -136,7 +135,7 @@ impl TunPlane {
             Err(error) if error.errno() == Some(Errno::ENODEV as i32) => {}
             Err(error) => return Err(kernel(&format!("look for {tun}"))(error)),
         }
-        let has_ipv6 = has_ipv6();
+        let has_ipv6 = has_ipv6(&device.name);
         journal.before(&order.lease, &Change::Link { name: tun.clone() })?;
         let made = queue::open(&tun, like.mtu.min(MTU_MAX), queues).map_err(system(&format!("make the TUN {tun}")))?;
         let index = set_up(&mut self.net, &tun).map_err(kernel(&format!("set {tun} up")))?;
@@ -332,8 +331,8 @@ fn await_rest(line: &Line) {
     }
 }
 
-fn has_ipv6() -> bool {
-    Path::new("/proc/sys/net/ipv6").exists()
+fn has_ipv6(device: &str) -> bool {
+    std::fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{device}/disable_ipv6")).is_ok_and(|off| off.trim() == "0")
 }
 
 /// Whether the kernel follows connections in this namespace: then it may translate their addresses. The agent's own is one.

@@ -45,12 +45,12 @@ fn try_all() -> Result<Owners, PlaneError> {
     let mut net = Netlink::route().map_err(kernel("open rtnetlink"))?;
     let _queues = queue::open(TUN, 1_500, 2).map_err(system("make a TUN with two queues"))?;
     let index = set_up(&mut net, TUN).map_err(kernel("set a TUN up"))?;
-    for is_ipv6 in [Some(false), has_ipv6().then_some(true)].into_iter().flatten() {
+    for is_ipv6 in [Some(false), has_ipv6(TUN).then_some(true)].into_iter().flatten() {
         let rule = Rule { is_ipv6, priority: routes::PRIORITY, mark: MARKS, table: MARKS };
         rule.lead_into(&mut net, index).map_err(kernel("make a route into a TUN"))?;
         rule.make(&mut net).map_err(kernel("make a rule of routing"))?;
     }
-    Out::open(index, filter::MARK, has_ipv6()).map_err(system("send packets"))?;
+    Out::open(index, filter::MARK, has_ipv6(TUN)).map_err(system("send packets"))?;
     // An address for documentation (RFC 5737), which nobody has.
     let nobody = Selectors { peers: vec![Cidr::host([192, 0, 2, 1].into())], ..Selectors::default() };
     let target = Target::new(nobody, &[]).map_err(|error| cannot(error.to_string()))?;
