@@ -9,6 +9,7 @@ use crate::config::HostPolicy;
 use crate::netlink::{Netlink, NetlinkError};
 use crate::plane::forward::{self, ForwardPlane};
 use crate::plane::kernel::{self, Kernel};
+use crate::plane::tun::{self, TunPlane};
 use crate::plane::{By, Device, Plane, PlaneError};
 use troop_policies::chain;
 
@@ -42,12 +43,18 @@ pub fn available(policy: &HostPolicy) -> Available {
 }
 
 fn every() -> Vec<Result<Box<dyn Plane>, String>> {
-    let forward = forward::probe(Direction::Both)
-        .and_then(|()| ForwardPlane::open())
-        .map(|plane| Box::new(plane) as Box<dyn Plane>);
-    let kernel = Kernel::new(&kernel::probe()).map(|plane| Box::new(plane) as Box<dyn Plane>);
+    let kernel = Kernel::new(&kernel::probe()).map(boxed);
+    let forward = forward::probe(Direction::Both).and_then(|()| ForwardPlane::open()).map(boxed);
+    // It can do nothing that the one before it cannot.
+    let tun = forward.is_err().then(|| tun::probe().and_then(TunPlane::open).map(boxed));
     let said = |name: &'static str| move |e: PlaneError| format!("plane {name}: {}", chain(&e));
-    vec![kernel.map_err(said("kernel")), forward.map_err(said("forward"))]
+    let mut every = vec![kernel.map_err(said("kernel")), forward.map_err(said("forward"))];
+    every.extend(tun.map(|tun| tun.map_err(said("tun"))));
+    every
+}
+
+fn boxed(plane: impl Plane + 'static) -> Box<dyn Plane> {
+    Box::new(plane)
 }
 
 /// The devices that faults are put on: those that the policy names, else every Ethernet device that is up.
@@ -80,7 +87,7 @@ pub fn devices(policy: &HostPolicy) -> Result<Vec<Device>, NetlinkError> {
 fn is_ours(name: &str) -> bool {
     let Some(rest) = name.strip_prefix("tr") else { return false };
     let (digits, end) = rest.split_at_checked(8).unwrap_or_default();
-    digits.len() == 8 && digits.bytes().all(|b| b.is_ascii_hexdigit()) && end.ends_with(['a', 'b'])
+    digits.len() == 8 && digits.bytes().all(|b| b.is_ascii_hexdigit()) && end.ends_with(['a', 'b', 't'])
 }
 
 #[cfg(test)]
@@ -89,7 +96,7 @@ mod tests {
 
     #[test]
     fn a_planes_own_devices_are_told_by_their_names() {
-        assert!(is_ours("tr0123abcd0a") && is_ours("trffffffff12b"));
+        assert!(is_ours("tr0123abcd0a") && is_ours("trffffffff12b") && is_ours("tr0123abcd0t"));
         for other in ["tr", "eth0", "trunk0", "tr0123abcd0", "tr0123abcx0a", "trünk0123456a"] {
             assert!(!is_ours(other), "{other}");
         }

@@ -1,4 +1,4 @@
-//! The plane in user space, on this kernel, by an ordinary user: every test makes a host and a peer of its own.
+//! The planes in user space, on this kernel, by an ordinary user: every test makes a host and a peer of its own.
 #![cfg(test)]
 #![expect(clippy::print_stdout, reason = "figures that a reader of the run wants")]
 
@@ -10,5 +10,7 @@ mod end;
 mod loss;
 #[path = "forward/speed.rs"]
 mod speed;
+#[path = "tun/mod.rs"]
+mod tun;
 #[path = "forward/world.rs"]
 mod world;

@@ -21,6 +21,12 @@ pub const LINK_LOCAL: [Cidr; 2] = [
     Cidr::fixed(IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 10),
 ];
 
+/// What is sent to many: multicast and, in IPv4, all beyond it, the broadcast included (RFC 5771, RFC 4291).
+pub const TO_MANY: [Cidr; 2] = [
+    Cidr::fixed(IpAddr::V4(Ipv4Addr::new(224, 0, 0, 0)), 3),
+    Cidr::fixed(IpAddr::V6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0)), 8),
+];
+
 /// A protocol a target may name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Protocol {

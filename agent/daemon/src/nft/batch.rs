@@ -23,7 +23,9 @@ const NEW_ELEMENTS: u16 = 12;
 const DELETE_ELEMENTS: u16 = 14;
 
 /// `NFPROTO_NETDEV`: rules at a device, before and after everything that routing does.
-const FAMILY: u8 = 5;
+const NETDEV: u8 = 5;
+/// `NFPROTO_INET`: rules for IPv4 and IPv6 where those are routed.
+const INET: u8 = 1;
 const TABLE_OWNED: u32 = 2;
 const SET_INTERVALS: u32 = 4;
 const SET_TIMEOUTS: u32 = 0x10;
@@ -46,6 +48,26 @@ pub enum Hook {
     Ingress,
     /// `NF_NETDEV_EGRESS` (Linux 5.16): the last before the device's qdisc; packets are as they go on the wire.
     Egress,
+    /// `NF_INET_LOCAL_OUT`: what this host's own sockets send, routed already, and routed anew when its mark changes there (chains of
+    /// type route, in family inet since Linux 5.2).
+    Output,
+}
+
+impl Hook {
+    fn number(self) -> u32 {
+        match self {
+            Self::Ingress => 0,
+            Self::Egress => 1,
+            Self::Output => 3,
+        }
+    }
+
+    fn kind(self) -> &'static str {
+        match self {
+            Self::Ingress | Self::Egress => "filter",
+            Self::Output => "route",
+        }
+    }
 }
 
 /// A chain of rules: at a device's hook, or one that others jump to.
@@ -59,7 +81,8 @@ pub struct Chain<'a> {
 #[derive(Debug, Clone, Copy)]
 pub struct At<'a> {
     pub hook: Hook,
-    pub device: &'a str,
+    /// Hooks of family netdev are a device's.
+    pub device: Option<&'a str>,
     /// Of the chains at a hook, packets pass the one of the smallest first.
     pub priority: u32,
     pub drops: bool,
@@ -68,7 +91,12 @@ pub struct At<'a> {
 impl<'a> At<'a> {
     /// Where everybody's chains stand, and packets pass.
     pub fn new(hook: Hook, device: &'a str) -> Self {
-        Self { hook, device, priority: 0, drops: false }
+        Self { hook, device: Some(device), priority: 0, drops: false }
+    }
+
+    /// Among what the host itself sends.
+    pub fn output(priority: u32) -> Self {
+        Self { hook: Hook::Output, device: None, priority, drops: false }
     }
 }
 
@@ -130,6 +158,7 @@ impl Elements {
 /// Changes that are made together.
 #[derive(Debug)]
 pub struct Batch {
+    family: u8,
     messages: Vec<Raw>,
     sets: u32,
     too_long: bool,
@@ -142,17 +171,28 @@ impl Default for Batch {
 }
 
 impl Batch {
+    /// Of tables at devices.
     pub fn new() -> Self {
         let begin = Raw { kind: BATCH_BEGIN, flags: 0, body: head(0, NFTABLES).to_vec() };
-        Self { messages: vec![begin], sets: 0, too_long: false }
+        Self { family: NETDEV, messages: vec![begin], sets: 0, too_long: false }
     }
 
-    /// A table of family netdev that dies with the connection.
+    /// Of tables where packets are routed.
+    pub fn inet() -> Self {
+        Self { family: INET, ..Self::new() }
+    }
+
+    /// A table that dies with the connection.
     pub fn new_table(&mut self, table: &str) {
         self.message(NEW_TABLE, NLM_F_CREATE, |a| {
             a.put_text(1, table);
             a.put_be(2, TABLE_OWNED);
         });
+    }
+
+    /// A table that stays until it is deleted, for kernels that know no owners (before Linux 5.12).
+    pub fn new_lasting_table(&mut self, table: &str) {
+        self.message(NEW_TABLE, NLM_F_CREATE, |a| a.put_text(1, table));
     }
 
     /// Deletes a table with everything in it.
@@ -166,14 +206,16 @@ impl Batch {
             a.put_text(3, chain.name);
             let Some(at) = chain.at else { return };
             a.nest(4, |a| {
-                a.put_be(1, at.hook as u32);
+                a.put_be(1, at.hook.number());
                 a.put_be(2, at.priority);
-                a.put_text(3, at.device);
+                if let Some(device) = at.device {
+                    a.put_text(3, device);
+                }
             });
             if at.drops {
                 a.put_be(5, DROP);
             }
-            a.put_text(7, "filter");
+            a.put_text(7, at.hook.kind());
         });
     }
 
@@ -240,7 +282,7 @@ impl Batch {
     fn message(&mut self, kind: u16, flags: u16, fill: impl FnOnce(&mut Attributes)) {
         let mut attributes = Attributes::default();
         fill(&mut attributes);
-        let mut body = head(FAMILY, 0).to_vec();
+        let mut body = head(self.family, 0).to_vec();
         match attributes.finish() {
             Some(bytes) => body.extend(bytes),
             None => self.too_long = true,

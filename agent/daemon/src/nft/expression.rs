@@ -54,6 +54,9 @@ const ACCEPT: i32 = 1;
 const RETURN: i32 = -5;
 const JUMP: i32 = -3;
 
+/// `IPS_SRC_NAT` and `IPS_DST_NAT` (linux/netfilter/nf_conntrack_common.h).
+const STATUS_TRANSLATED: u32 = 1 << 4 | 1 << 5;
+
 /// The expressions of one rule, in their order.
 #[derive(Debug, Clone, Default)]
 pub struct Expressions(Vec<(&'static str, Attributes)>);
@@ -77,6 +80,18 @@ impl Expressions {
             a.put_be(3, offset);
             a.put_be(4, length);
         })
+    }
+
+    /// Loads whether the addresses of the packet's connection are translated, four bytes of which all are zero when they are not. A
+    /// packet of no connection ends the rule. Where a rule has it the kernel follows all connections.
+    #[must_use]
+    pub fn translation(self) -> Self {
+        self.with("ct", |a| {
+            a.put_be(1, Register::FIRST.0);
+            // NFT_CT_STATUS.
+            a.put_be(2, 2);
+        })
+        .mask(&STATUS_TRANSLATED.to_ne_bytes())
     }
 
     /// Ends the rule unless what was loaded compares so.

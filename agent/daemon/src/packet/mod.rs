@@ -59,6 +59,32 @@ pub fn flow(frame: &[u8], way: Way) -> Option<Flow> {
     None
 }
 
+/// The flow of a packet of IP without anything before it.
+pub fn flow_of_ip(packet: &[u8], way: Way) -> Option<Flow> {
+    let head = match packet.first()? >> 4 {
+        4 => ipv4(packet),
+        6 => ipv6(packet),
+        _ => None,
+    };
+    head.map(|head| head.seen(way))
+}
+
+/// From where to where a packet of IP goes, whatever is in it, and how long its header is without IPv6's extensions.
+pub fn ends_of_ip(packet: &[u8]) -> Option<(IpAddr, IpAddr, usize)> {
+    let first = packet.first()?;
+    match first >> 4 {
+        4 => {
+            let address = |at: usize| Some(IpAddr::from(<[u8; 4]>::try_from(packet.get(at..at + 4)?).ok()?));
+            Some((address(12)?, address(16)?, usize::from(first & 0x0f) * 4))
+        }
+        6 => {
+            let address = |at: usize| Some(IpAddr::from(<[u8; 16]>::try_from(packet.get(at..at + 16)?).ok()?));
+            Some((address(8)?, address(24)?, 40))
+        }
+        _ => None,
+    }
+}
+
 /// As the packet has it: from whom to whom.
 struct Head {
     protocol: u8,
@@ -89,10 +115,9 @@ fn ipv4(packet: &[u8]) -> Option<Head> {
         return None;
     }
     let protocol = *packet.get(9)?;
-    let address = |at: usize| Some(IpAddr::from(<[u8; 4]>::try_from(packet.get(at..at + 4)?).ok()?));
     // The lower 13 bits are the fragment's offset.
     let first_fragment = word(packet, 6)? & 0x1fff == 0;
-    let (from, to) = (address(12)?, address(16)?);
+    let (from, to, _) = ends_of_ip(packet)?;
     let body = packet.get(length..)?;
     Some(Head { protocol, from, to, ports: if first_fragment { ports(protocol, body)? } else { None } })
 }
@@ -102,8 +127,7 @@ fn ipv6(packet: &[u8]) -> Option<Head> {
     if packet.first()? >> 4 != 6 {
         return None;
     }
-    let address = |at: usize| Some(IpAddr::from(<[u8; 16]>::try_from(packet.get(at..at + 16)?).ok()?));
-    let (from, to) = (address(8)?, address(24)?);
+    let (from, to, _) = ends_of_ip(packet)?;
     let mut next = *packet.get(6)?;
     let mut rest = packet.get(40..)?;
     for _ in 0..EXTENSIONS_MAX {

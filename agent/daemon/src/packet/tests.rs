@@ -50,6 +50,17 @@ fn a_flow_is_the_same_in_both_directions() {
 }
 
 #[test]
+fn a_packet_without_a_frame_has_the_same_flow() {
+    for (kind, packet) in [(IPV4, packet4(protocol::TCP, 2, 0)), (IPV6, packet6(protocol::UDP, &[]))] {
+        let whole = flow(&frame(&[&kind], &packet), Way::Out).unwrap();
+        assert_eq!(flow_of_ip(&packet, Way::Out), Some(whole));
+        let head_bytes = if kind == IPV4 { 28 } else { 40 };
+        assert_eq!(ends_of_ip(&packet), Some((whole.local, whole.peer, head_bytes)));
+    }
+    assert_eq!((flow_of_ip(&[0; 60], Way::Out), ends_of_ip(&[0; 60])), (None, None));
+}
+
+#[test]
 fn options_and_tags_do_not_hide_the_ports() {
     assert_eq!(ports_of(&frame(&[&IPV4], &packet4(protocol::UDP, 10, 0))), Some((40_000, 80)));
     let tags: [&[u8]; 3] = [&[0x88, 0xa8, 0, 5], &[0x81, 0, 0, 7], &IPV6];
@@ -103,7 +114,9 @@ proptest! {
         for way in [Way::In, Way::Out] {
             let _ = flow(&bytes, way);
             let _ = flow(&frame(&[kinds[kind]], &bytes), way);
+            let _ = flow_of_ip(&bytes, way);
         }
+        let _ = ends_of_ip(&bytes);
     }
 
     #[test]

@@ -6,7 +6,9 @@
 mod offload;
 mod packet;
 mod ring;
+mod tun;
 
 pub(crate) use offload::turn_off_offloads;
-pub(crate) use packet::{Sender, Sent, VNET_HEAD_BYTES};
+pub(crate) use packet::{Sender, Sent, VNET_HEAD_BYTES, unsent};
 pub(crate) use ring::{Frame, Rings, Tag};
+pub(crate) use tun::descriptor;

@@ -52,6 +52,17 @@ pub(super) fn bind(fd: BorrowedFd<'_>, device: u32, protocol: u16) -> io::Result
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// How many bytes of memory the packets take that a socket has sent and that have not come anywhere yet.
+///
+/// # Errors
+/// Any of the kernel.
+pub(crate) fn unsent(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: TIOCOUTQ, which is SIOCOUTQ, writes one int, to which the pointer is.
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(usize::try_from(bytes).unwrap_or(0)) }
+}
+
 /// What became of a frame that was to be sent.
 #[derive(Debug)]
 pub(crate) enum Sent {
@@ -98,10 +109,7 @@ impl Sender {
     /// # Errors
     /// Any of the kernel.
     pub(crate) fn on_the_way(&self) -> io::Result<usize> {
-        let mut bytes: libc::c_int = 0;
-        // SAFETY: TIOCOUTQ, which is SIOCOUTQ, writes one int, to which the pointer is.
-        let done = unsafe { libc::ioctl(self.0.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
-        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(usize::try_from(bytes).unwrap_or(0)) }
+        unsent(self.0.as_fd())
     }
 
     fn write(&self, parts: &[IoSlice<'_>]) -> Sent {

@@ -94,6 +94,10 @@ impl Rings {
         Some(self.rings[first].take(take))
     }
 
+    pub(crate) fn has_some(&self) -> bool {
+        self.rings.iter().any(|ring| ring.time().is_some())
+    }
+
     /// Both to wait for.
     pub(crate) fn fds(&self) -> [BorrowedFd<'_>; 2] {
         [self.rings[0].fd.as_fd(), self.rings[1].fd.as_fd()]

@@ -9,7 +9,9 @@ use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use serde::{Deserialize, Serialize};
 
 use crate::netlink::{Netlink, NetlinkError};
+use crate::nft::{Batch, Nft};
 use crate::plane::kernel::lane;
+use crate::plane::tun::Rule;
 
 /// Something that exists on the host only because a fault needs it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +23,10 @@ pub enum Change {
     Lane { name: String, drain_ms: u64 },
     /// A qdisc that was put on a device: its root, or clsact. Without it the kernel's default is there again.
     Qdisc { device: String, index: u32, parent: u32, handle: u32, kind: String },
+    /// A rule of routing.
+    Rule(Rule),
+    /// A table of nf_tables, of family inet, that nobody owns.
+    Table { name: String },
     /// The filters of one priority under a qdisc.
     Filters { device: String, index: u32, parent: u32, priority: u16, protocol: u16 },
 }
@@ -42,6 +48,10 @@ impl fmt::Display for Change {
             Self::Link { name } => write!(f, "device {name}"),
             Self::Lane { name, .. } => write!(f, "lane {name}"),
             Self::Qdisc { device, kind, .. } => write!(f, "qdisc {kind} on {device}"),
+            Self::Rule(Rule { is_ipv6, mark, .. }) => {
+                write!(f, "rule of IPv{} for mark {mark:#x}", if *is_ipv6 { 6 } else { 4 })
+            }
+            Self::Table { name } => write!(f, "table {name}"),
             Self::Filters { device, priority, .. } => write!(f, "filters of priority {priority} on {device}"),
         }
     }
@@ -88,6 +98,12 @@ impl Change {
                 let mut message = at(*index, *parent);
                 message.header.handle = TcHandle::from(*handle);
                 removed(net.change(RouteNetlinkMessage::DelQueueDiscipline(message), 0))
+            }
+            Self::Rule(rule) => removed(rule.delete(net)),
+            Self::Table { name } => {
+                let mut batch = Batch::inet();
+                batch.delete_table(name);
+                removed(Nft::open()?.commit(batch))
             }
             Self::Filters { index, parent, priority, protocol, .. } => {
                 let mut message = at(*index, *parent);

@@ -14,7 +14,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use troop_agent::netlink::Netlink;
 use troop_agent::plane::forward::ForwardPlane;
-use troop_agent::plane::{Plane as _, Seen};
+use troop_agent::plane::tun::{Owners, TunPlane};
+use troop_agent::plane::{Plane, Seen};
 use troop_agent::undo::{Journal, Place};
 use troop_agent_core::fault::{Direction, Selectors};
 use troop_agent_core::lease::Ttl;
@@ -22,18 +23,19 @@ use troop_agent_core::lease::Ttl;
 use crate::world::*;
 
 const AGENT: &str = "TROOP_TEST_AGENT";
+const PLANE: &str = "TROOP_TEST_PLANE";
 const TTL_MS: &str = "TROOP_TEST_TTL_MS";
 
 /// A flow of numbered datagrams to a port of the peer until it is told to stop. What is held of it must fit into a socket's buffer, which
 /// takes 270, for it leaves all at once.
-struct Numbered {
+pub(crate) struct Numbered {
     stop: Arc<AtomicBool>,
     sending: JoinHandle<Vec<Instant>>,
     reading: JoinHandle<Vec<(usize, Instant)>>,
 }
 
 impl Numbered {
-    fn start(world: &World, port: u16, every: Duration) -> Self {
+    pub(crate) fn start(world: &World, port: u16, every: Duration) -> Self {
         let receiver = world.peer_socket(PEER, port);
         receiver.set_read_timeout(Some(ms(250))).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
@@ -63,45 +65,45 @@ impl Numbered {
         Self { stop, sending, reading }
     }
 
-    fn stop(self) -> Flow {
+    pub(crate) fn stop(self) -> Flow {
         self.stop.store(true, Ordering::Relaxed);
         Flow { sent: self.sending.join().unwrap(), came: self.reading.join().unwrap() }
     }
 }
 
 /// What was sent when, and which came when.
-struct Flow {
-    sent: Vec<Instant>,
-    came: Vec<(usize, Instant)>,
+pub(crate) struct Flow {
+    pub(crate) sent: Vec<Instant>,
+    pub(crate) came: Vec<(usize, Instant)>,
 }
 
 impl Flow {
-    fn lost(&self) -> usize {
+    pub(crate) fn lost(&self) -> usize {
         self.sent.len() - self.came.len()
     }
 
     /// The numbers of those that did not come.
-    fn missing(&self) -> Vec<usize> {
+    pub(crate) fn missing(&self) -> Vec<usize> {
         let mut came = vec![false; self.sent.len()];
         self.came.iter().for_each(|(number, _)| came[*number] = true);
         (0..came.len()).filter(|number| !came[*number]).collect()
     }
 
-    fn longest_way(&self) -> Duration {
+    pub(crate) fn longest_way(&self) -> Duration {
         self.way(1.0)
     }
 
-    fn way(&self, share: f64) -> Duration {
+    pub(crate) fn way(&self, share: f64) -> Duration {
         quantile(self.came.iter().map(|(number, came)| *came - self.sent[*number]).collect(), share)
     }
 
     /// The longest time in which nothing came.
-    fn longest_gap(&self) -> Duration {
+    pub(crate) fn longest_gap(&self) -> Duration {
         self.came.windows(2).map(|pair| pair[1].1 - pair[0].1).max().unwrap()
     }
 
     /// When the first came that was sent after `moment`.
-    fn first_after(&self, moment: Instant) -> Instant {
+    pub(crate) fn first_after(&self, moment: Instant) -> Instant {
         self.came.iter().find(|(number, _)| self.sent[*number] >= moment).unwrap().1
     }
 }
@@ -300,13 +302,19 @@ fn at_the_bound_the_fault_ends_and_nothing_is_lost() {
 
 /// A process with the plane in it, in the host's namespace.
 /// Its output stays open: a process whose output nobody takes fails.
-struct Agent(Child, Lines<BufReader<ChildStdout>>);
+pub(crate) struct Agent(Child, Lines<BufReader<ChildStdout>>);
 
 impl Agent {
     fn start(world: &World, delay_ms: u64, ttl_ms: u64) -> Self {
+        Self::with("forward", world, delay_ms, ttl_ms)
+    }
+
+    /// `plane`: one of those that [`opened`] knows.
+    pub(crate) fn with(plane: &str, world: &World, delay_ms: u64, ttl_ms: u64) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--include-ignored", "--exact", "end::plays_the_agent", "--nocapture", "--test-threads=1"])
             .env(AGENT, world.folder.path())
+            .env(PLANE, plane)
             .env("TROOP_TEST_DELAY_MS", delay_ms.to_string())
             .env(TTL_MS, ttl_ms.to_string())
             .stdin(Stdio::piped())
@@ -318,18 +326,18 @@ impl Agent {
         Self(child, lines)
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(i32::try_from(self.0.id()).unwrap()), signal).unwrap();
     }
 
     /// Tells it to heal, and waits until it has.
-    fn heal(&mut self) {
+    pub(crate) fn heal(&mut self) {
         drop(self.0.stdin.take());
         self.1.by_ref().for_each(drop);
         assert!(self.0.wait().unwrap().success());
     }
 
-    fn die(&mut self) {
+    pub(crate) fn die(&mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
     }
@@ -344,8 +352,8 @@ fn plays_the_agent() {
     let ttl = Ttl::new(ms(number(TTL_MS))).unwrap();
     let mut journal = Journal::open(&Path::new(&folder).join("undo"), Place::here().unwrap()).unwrap();
     journal.undo_all(&mut Netlink::route().unwrap()).unwrap();
-    let mut plane = ForwardPlane::open().unwrap();
-    let mut order = order(fault(Direction::Both, to(PEER), delayed(number("TROOP_TEST_DELAY_MS"))));
+    let (mut plane, direction) = opened(&std::env::var(PLANE).unwrap());
+    let mut order = order(fault(direction, to(PEER), delayed(number("TROOP_TEST_DELAY_MS"))));
     order.ttl = ttl;
     plane.apply(&order, &mut journal).unwrap();
     println!("the fault is up");
@@ -355,4 +363,13 @@ fn plays_the_agent() {
         plane.renew(&order.lease, ttl, Duration::ZERO).unwrap();
     }
     plane.heal(&order.lease, &mut journal).unwrap();
+}
+
+/// A plane by its name, and the most of directions that it can do.
+fn opened(name: &str) -> (Box<dyn Plane>, Direction) {
+    match name {
+        "tun" => (Box::new(TunPlane::open(Owners::Known).unwrap()), Direction::Egress),
+        "tun, lasting" => (Box::new(TunPlane::open(Owners::Unknown).unwrap()), Direction::Egress),
+        _ => (Box::new(ForwardPlane::open().unwrap()), Direction::Both),
+    }
 }

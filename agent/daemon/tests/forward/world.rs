@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use troop_agent::plane::forward::ForwardPlane;
-use troop_agent::plane::{Device, Order, Plane as _};
+use troop_agent::plane::{Device, Order, Plane};
 use troop_agent::undo::{Journal, Place};
 use troop_agent_core::fault::{Delay, Direction, Effect, Fault, FlowShare, Parts, PortRange, Ramp, Selectors, Target};
 use troop_agent_core::lease::{LeaseId, Ttl};
@@ -272,18 +272,23 @@ pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 /// A fault that is up.
-pub(crate) struct Applied {
-    pub(crate) plane: ForwardPlane,
+pub(crate) struct Applied<P> {
+    pub(crate) plane: P,
     pub(crate) journal: Journal,
 }
 
-impl Applied {
+impl Applied<ForwardPlane> {
     pub(crate) fn new(world: &World, fault: Fault) -> Self {
         Self::of(world, &order(fault))
     }
 
     pub(crate) fn of(world: &World, order: &Order) -> Self {
-        let mut plane = ForwardPlane::open().unwrap();
+        Self::by(ForwardPlane::open().unwrap(), world, order)
+    }
+}
+
+impl<P: Plane> Applied<P> {
+    pub(crate) fn by(mut plane: P, world: &World, order: &Order) -> Self {
         let mut journal = world.journal();
         plane.apply(order, &mut journal).unwrap();
         Self { plane, journal }

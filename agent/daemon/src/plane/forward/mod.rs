@@ -15,13 +15,9 @@
 //! A packet that a fault has let go carries a mark and passes the filters of all faults: of several faults for the same packet the one that
 //! was put up last has it, for the kernel asks the newest of equal filters first.
 
-mod arena;
-mod engine;
-mod filter;
-mod line;
-mod links;
+mod port;
 mod probe;
-mod step;
+mod table;
 
 pub use self::probe::probe;
 
@@ -29,27 +25,22 @@ use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
-use troop_agent_core::fault::{Cidr, Direction, Fault, OffLimits, Selectors, Target};
+use troop_agent_core::fault::{Cidr, Direction, Fault, Target};
 use troop_agent_core::lease::{LeaseId, Ttl};
 use troop_agent_core::moment::Moment;
-use troop_agent_core::shaper::{self, Bound};
 
-use self::engine::Setup;
-use self::filter::Detour;
-use self::line::Line;
-use self::links::Known;
+use self::port::Pair;
+use self::table::Detour;
+use super::detour::links::{self, Known};
+use super::detour::{self, Budget, HELD_MAX_BYTES, LINES_MAX, Line, filter, fingerprint, kernel, system, together};
 use super::{Backing, By, Device, Order, Plane, PlaneError, Seen};
 use crate::clock;
-use crate::netlink::{Netlink, NetlinkError};
+use crate::netlink::Netlink;
 use crate::nft::{Batch, Nft};
 use crate::packet::Way;
 use crate::sys::{self, Rings, Sender};
 use crate::undo::{Change, Journal, Report};
 
-/// Memory for held packets of one fault: 64 MB are 500 ms of a gigabit per second, and no instance is so small that it misses them.
-const HELD_MAX_BYTES: usize = 64 << 20;
-/// Devices times directions of one fault. Each is a thread and 24 MB of rings.
-const DETOURS_MAX: usize = 8;
 /// Longest wait for packets that left their way just before the fault ended.
 const DRAIN_MAX: Duration = Duration::from_millis(50);
 /// How often it is looked whether they have come.
@@ -113,7 +104,6 @@ impl ForwardPlane {
         held_bytes_max: usize,
         journal: &mut Journal,
     ) -> Result<Road, PlaneError> {
-        let Fault { target, effect, ramp, flows, .. } = &order.fault;
         let name = |end| format!("tr{:08x}{number}{end}", fingerprint(&order.lease));
         let pair = [name('a'), name('b')];
         let like = links::find(&mut self.net, &device.name).map_err(kernel(&format!("find {}", device.name)))?;
@@ -125,7 +115,7 @@ impl ForwardPlane {
         journal.before(&order.lease, &Change::Link { name: pair[0].clone() })?;
         let made = links::pair(&mut self.net, [&pair[0], &pair[1]], &like);
         let [index, end] = made.map_err(kernel(&format!("make the devices {}", pair[0])))?;
-        if effect.parts().corrupt.is_some() {
+        if order.fault.effect.parts().corrupt.is_some() {
             // A wrong bit must be under a checksum, or nobody sees that it is wrong; and one packet has it, not 44 in one frame.
             sys::turn_off_offloads(&pair[0]).map_err(system("turn offloads off"))?;
         }
@@ -138,11 +128,9 @@ impl ForwardPlane {
         };
         let rings = Rings::open(end).map_err(system("receive packets"))?;
         let sender = Sender::open(out_of, filter::MARK).map_err(system("send packets"))?;
-        let bound = Bound { packets: usize::MAX, bytes: usize::MAX };
-        let shaper = shaper::Setup { effect: effect.clone(), ramp: *ramp, flows: *flows, bound };
-        let seed = seed().map_err(system("draw a number"))?;
-        let target = target.clone();
-        let setup = Setup { way, target, shaper, seed, held_bytes_max, rings, sender };
+        let port = Pair { rings, sender };
+        let budget = Budget::new(held_bytes_max);
+        let setup = detour::setup(&order.fault, way, budget, port).map_err(system("draw a number"))?;
         let line = Line::start(&pair[0], setup).map_err(system("start a thread"))?;
         Ok(Road { way, device: device.name.clone(), pair, index, line })
     }
@@ -151,12 +139,12 @@ impl ForwardPlane {
     /// long this process stands still before, between and after them, no packet takes the detour when the lease has lapsed.
     fn put_up(&mut self, table: &str, target: &Target, roads: &[Road], until: Moment) -> Result<(), PlaneError> {
         let left = until.since(clock::now());
-        self.commit("put the lease up", filter::leased(table, left))?;
+        self.commit("put the lease up", table::leased(table, left))?;
         if clock::now() >= until {
             return Err(cannot("what takes longer than its lease".to_owned()));
         }
         let detours: Vec<Detour<'_>> = roads.iter().map(Road::detour).collect();
-        self.commit("put the filter up", filter::put_up(table, target, &detours))
+        self.commit("put the filter up", table::put_up(table, target, &detours))
     }
 
     fn up(&self, lease: &LeaseId) -> Result<&Up, PlaneError> {
@@ -183,8 +171,8 @@ impl Plane for ForwardPlane {
 
     fn apply(&mut self, order: &Order, journal: &mut Journal) -> Result<(), PlaneError> {
         let count = ways(order.fault.direction).len() * order.devices.len();
-        if count == 0 || count > DETOURS_MAX {
-            return Err(cannot(format!("{count} devices and directions; 1 to {DETOURS_MAX} it can")));
+        if count == 0 || count > LINES_MAX {
+            return Err(cannot(format!("{count} devices and directions; 1 to {LINES_MAX} it can")));
         }
         if self.faults.contains_key(&order.lease) {
             return Err(cannot(format!("`{}` twice", order.lease)));
@@ -197,7 +185,7 @@ impl Plane for ForwardPlane {
             .and_then(|()| self.put_up(&table, &order.fault.target, &roads, until));
         if let Err(error) = done {
             // Whatever of it there is.
-            drop(self.nft.commit(filter::take_down(&table)));
+            drop(self.nft.commit(table::take_down(&table)));
             drop(roads);
             // The first error is the one to tell; what could not be undone stays in the journal.
             drop(journal.undo(&order.lease.to_string(), &mut self.net, &mut Report::default()));
@@ -212,22 +200,16 @@ impl Plane for ForwardPlane {
         let table = up.table.clone();
         if up.roads.iter().any(|road| road.line.ask().is_none()) {
             // Nobody reads there any more.
-            self.commit("take the filter down", filter::take_down(&table))?;
+            self.commit("take the filter down", table::take_down(&table))?;
             return Err(system("reach the thread of the fault")(io::ErrorKind::BrokenPipe.into()));
         }
-        self.commit("renew the filter", filter::renewed(&table, ttl.get()))
+        self.commit("renew the filter", table::renewed(&table, ttl.get()))
     }
 
     fn retarget(&mut self, lease: &LeaseId, peers: &[Cidr]) -> Result<(), PlaneError> {
         let up = self.up(lease)?;
-        if up.target.selectors().peers.is_empty() {
-            return Err(cannot("new peers for a fault that names none".to_owned()));
-        }
-        let target = match peers {
-            [] => None,
-            peers => Some(with_peers(&up.target, peers).map_err(|error| cannot(error.to_string()))?),
-        };
-        let batch = filter::retargeted(&up.table, peers);
+        let target = detour::retargeted(&up.target, peers).map_err(cannot)?;
+        let batch = table::retargeted(&up.table, peers);
         self.commit("change the filter's peers", batch)?;
         for road in &self.up(lease)?.roads {
             road.line.retarget(target.clone());
@@ -237,7 +219,7 @@ impl Plane for ForwardPlane {
 
     fn heal(&mut self, lease: &LeaseId, journal: &mut Journal) -> Result<(), PlaneError> {
         let table = self.up(lease)?.table.clone();
-        match self.nft.commit(filter::take_down(&table)) {
+        match self.nft.commit(table::take_down(&table)) {
             Ok(()) => {}
             Err(error) if error.errno() == Some(nix::errno::Errno::ENOENT as i32) => {}
             Err(error) => return Err(kernel("take the filter down")(error)),
@@ -252,12 +234,7 @@ impl Plane for ForwardPlane {
                 link.undo(&mut self.net).map_err(kernel(&format!("remove {link}")))?;
             }
         }
-        let mut report = Report::default();
-        journal.undo(&lease.to_string(), &mut self.net, &mut report)?;
-        match report.failed.pop() {
-            Some((_, change, source)) => Err(kernel(&format!("remove {change}"))(source)),
-            None => Ok(()),
-        }
+        detour::undo(lease, journal, &mut self.net)
     }
 
     fn seen(&mut self, lease: &LeaseId) -> Result<Seen, PlaneError> {
@@ -301,52 +278,6 @@ fn ways(direction: Direction) -> Vec<Way> {
     egress.into_iter().chain(ingress).collect()
 }
 
-/// The same target with other peers.
-fn with_peers(target: &Target, peers: &[Cidr]) -> Result<Target, troop_agent_core::fault::BadTarget> {
-    let channel: Vec<_> = target
-        .off_limits()
-        .iter()
-        .filter_map(|what| match what {
-            OffLimits::Channel(end) => Some(*end),
-            OffLimits::Ssh | OffLimits::LinkLocal => None,
-        })
-        .collect();
-    Target::new(Selectors { peers: peers.to_vec(), ..target.selectors().clone() }, &channel)
-}
-
-fn together(all: Seen, one: Seen) -> Seen {
-    Seen {
-        concerned: all.concerned + one.concerned,
-        lost: all.lost + one.lost,
-        held_packets: all.held_packets + one.held_packets,
-        held_bytes: all.held_bytes + one.held_bytes,
-        held_for: all.held_for.max(one.held_for),
-        full: all.full || one.full,
-    }
-}
-
-/// 32 bits of a lease's name (FNV-1a), for names of devices, which are at most 15 bytes.
-fn fingerprint(lease: &LeaseId) -> u32 {
-    let mix = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
-    lease.to_string().bytes().fold(0x811c_9dc5, mix)
-}
-
-fn seed() -> io::Result<u64> {
-    let mut bytes = [0; 8];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
-    Ok(u64::from_ne_bytes(bytes))
-}
-
 fn cannot(what: String) -> PlaneError {
     PlaneError::Cannot { plane: "forward", what }
-}
-
-fn kernel(doing: &str) -> impl Fn(NetlinkError) -> PlaneError {
-    let doing = doing.to_owned();
-    move |source| PlaneError::Kernel { doing: doing.clone(), source }
-}
-
-fn system(doing: &str) -> impl Fn(io::Error) -> PlaneError {
-    let doing = doing.to_owned();
-    move |source| PlaneError::System { doing: doing.clone(), source }
 }

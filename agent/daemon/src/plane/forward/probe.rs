@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use troop_agent_core::fault::{Cidr, Direction, Selectors, Target};
 
-use super::filter::{self, Detour};
-use super::{kernel, links, system};
+use super::table::{self, Detour};
 use crate::netlink::Netlink;
 use crate::nft::Nft;
 use crate::packet::Way;
 use crate::plane::PlaneError;
+use crate::plane::detour::{filter, kernel, links, system};
 use crate::sys::{Rings, Sender};
 use crate::undo::Change;
 
@@ -25,7 +25,7 @@ const TABLE: &str = "troop-probe";
 pub fn probe(direction: Direction) -> Result<(), PlaneError> {
     let mut nft = Nft::open().map_err(kernel("open nf_tables"))?;
     let mut net = Netlink::route().map_err(kernel("open rtnetlink"))?;
-    let like = links::Known { index: 0, mtu: 1_500, address: Vec::new(), sent_packets: 0 };
+    let like = links::Known { mtu: 1_500, ..links::Known::default() };
     let made = links::pair(&mut net, PAIR, &like).map_err(kernel("make a pair of devices"));
     let done = made.and_then(|[first, second]| {
         if direction.has_ingress() {
@@ -39,9 +39,9 @@ pub fn probe(direction: Direction) -> Result<(), PlaneError> {
         let ways = super::ways(direction);
         let detours: Vec<_> =
             ways.into_iter().map(|way: Way| Detour { way, device: PAIR[0], into: first, out_of: PAIR[1] }).collect();
-        nft.commit(filter::leased(TABLE, Duration::from_secs(1))).map_err(kernel("put the lease up"))?;
-        nft.commit(filter::put_up(TABLE, &target, &detours[..])).map_err(kernel("put the filter up"))?;
-        nft.commit(filter::take_down(TABLE)).map_err(kernel("take the filter down"))
+        nft.commit(table::leased(TABLE, Duration::from_secs(1))).map_err(kernel("put the lease up"))?;
+        nft.commit(table::put_up(TABLE, &target, &detours[..])).map_err(kernel("put the filter up"))?;
+        nft.commit(table::take_down(TABLE)).map_err(kernel("take the filter down"))
     });
     // Where it was not made there is nothing to remove, and what else fails is said by the step that made it.
     drop(Change::Link { name: PAIR[0].to_owned() }.undo(&mut net));

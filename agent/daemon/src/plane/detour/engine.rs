@@ -9,12 +9,13 @@ use troop_agent_core::fault::Target;
 use troop_agent_core::moment::Moment;
 use troop_agent_core::shaper::{self, BitFlip, Handled, Shaper};
 
-use super::arena::{Arena, Held};
+use super::arena::{Arena, Budget, Held};
 use super::line::{Told, sleep};
+use super::port::Port;
 use crate::clock;
-use crate::packet::{self, Way};
+use crate::packet::Way;
 use crate::plane::Seen;
-use crate::sys::{Frame, Rings, Sender, Sent, Tag, VNET_HEAD_BYTES};
+use crate::sys::{Frame, Sent, Tag};
 
 /// Frames taken before those that are due are looked at again: at a microsecond each, 30 us.
 const BURST: usize = 32;
@@ -27,25 +28,23 @@ pub(super) const FINISH_MAX: Duration = Duration::from_millis(50);
 
 /// What an engine works with.
 #[derive(Debug)]
-pub(super) struct Setup {
+pub(in crate::plane) struct Setup<P> {
     pub way: Way,
     pub target: Target,
     pub shaper: shaper::Setup,
     pub seed: u64,
-    pub held_bytes_max: usize,
-    pub rings: Rings,
-    pub sender: Sender,
+    pub budget: Budget,
+    pub port: P,
 }
 
 #[derive(Debug)]
-pub(super) struct Engine {
+pub(super) struct Engine<P> {
     way: Way,
     target: Option<Target>,
     seed: u64,
     shaper: Shaper<Held, Xoshiro256PlusPlus>,
     arena: Arena,
-    pub(super) rings: Rings,
-    pub(super) sender: Sender,
+    pub(super) port: P,
     /// Leaving, in this order.
     outbox: VecDeque<(Held, Option<BitFlip>)>,
     /// The frame that had no room, behind all the others.
@@ -60,17 +59,16 @@ pub(super) struct Engine {
     holds_next: usize,
 }
 
-impl Engine {
-    pub(super) fn new(setup: Setup, now: Moment) -> Self {
-        let Setup { way, target, shaper, seed, held_bytes_max, rings, sender } = setup;
+impl<P: Port> Engine<P> {
+    pub(super) fn new(setup: Setup<P>, now: Moment) -> Self {
+        let Setup { way, target, shaper, seed, budget, port } = setup;
         Self {
             way,
             target: Some(target),
             seed,
             shaper: Shaper::new(shaper, Xoshiro256PlusPlus::seed_from_u64(seed), now),
-            arena: Arena::new(held_bytes_max),
-            rings,
-            sender,
+            arena: Arena::new(budget),
+            port,
             outbox: VecDeque::new(),
             spilled: None,
             blocked: false,
@@ -108,20 +106,20 @@ impl Engine {
             if self.blocked || self.spilled.is_some() {
                 return false;
             }
-            let Self { way, target, seed, shaper, arena, rings, outbox, spilled, full, came: count, concerned, .. } =
+            let Self { way, target, seed, shaper, arena, port, outbox, spilled, full, came: count, concerned, .. } =
                 self;
-            let taken = rings.take(|frame| {
+            let taken = port.take(|frame| {
                 *count += 1;
                 let Frame { bytes, tag, came_nanos, is_cut, is_losing } = frame;
                 *full |= is_cut || is_losing;
                 if is_cut {
                     return;
                 }
-                let Ok(held) = arena.keep(bytes, VNET_HEAD_BYTES, tag) else {
+                let Ok(held) = arena.keep(bytes, P::HEAD_BYTES, tag) else {
                     *spilled = Some((bytes.to_vec(), tag));
                     return;
                 };
-                let flow = packet::flow(bytes.get(VNET_HEAD_BYTES..).unwrap_or_default(), *way);
+                let flow = P::flow(bytes.get(P::HEAD_BYTES..).unwrap_or_default(), *way);
                 let flow = flow.filter(|flow| target.as_ref().is_some_and(|target| target.matches(flow)));
                 let Some(flow) = flow else {
                     outbox.push_back((held, None));
@@ -130,7 +128,9 @@ impl Engine {
                 *concerned += 1;
                 let before = shaper.held().packets;
                 let waited_ns = real_nanos.saturating_sub(came_nanos).min(WAITED_MAX_NS);
-                let came = Moment::from_nanos(now.as_nanos().saturating_sub(waited_ns));
+                // Or it came within this burst.
+                let after_ns = came_nanos.saturating_sub(real_nanos).min(WAITED_MAX_NS);
+                let came = Moment::from_nanos(now.as_nanos().saturating_sub(waited_ns)).after_nanos(after_ns);
                 match shaper.handle_packet(held, flow.hash(*seed), came) {
                     Handled::Lost(_) => arena.is_held(held, 0),
                     // One, or two where it was duplicated, or none where the copy was all that was left and got lost.
@@ -160,7 +160,7 @@ impl Engine {
         self.blocked = false;
         while let Some((held, flip)) = self.outbox.front().copied() {
             let (frame, tag) = self.arena.frame(held);
-            if matches!(send(&self.sender, frame, tag, flip), Sent::Later) {
+            if matches!(send(&self.port, frame, tag, flip), Sent::Later) {
                 self.blocked = true;
                 return;
             }
@@ -168,7 +168,7 @@ impl Engine {
             self.arena.let_go(held);
         }
         if let Some((mut frame, tag)) = self.spilled.take()
-            && matches!(send(&self.sender, &mut frame, tag, None), Sent::Later)
+            && matches!(send(&self.port, &mut frame, tag, None), Sent::Later)
         {
             self.blocked = true;
             self.spilled = Some((frame, tag));
@@ -182,7 +182,7 @@ impl Engine {
             let now = clock::now();
             let more = self.take(now);
             self.give(now);
-            let gone = !more && !self.blocked && self.sender.on_the_way().is_ok_and(|bytes| bytes == 0);
+            let gone = !more && !self.blocked && self.port.on_the_way().is_ok_and(|bytes| bytes == 0);
             if gone || now >= until {
                 return;
             }
@@ -192,7 +192,7 @@ impl Engine {
 
     pub(super) fn told(&mut self) -> Told {
         // Where the kernel does not say, none was dropped as far as is known.
-        let dropped = self.rings.dropped().unwrap_or(0);
+        let dropped = self.port.dropped().unwrap_or(0);
         self.came += dropped;
         if dropped > 0 {
             self.full = true;
@@ -209,7 +209,7 @@ impl Engine {
             held_for: holds.get(holds.len() / 2).copied().map(Duration::from_nanos),
             full: self.full,
         };
-        let is_idle = held.packets == 0 && self.outbox.is_empty() && self.spilled.is_none();
+        let is_idle = held.packets == 0 && self.outbox.is_empty() && self.spilled.is_none() && !self.port.has_come();
         Told { seen, came: self.came, is_idle }
     }
 
@@ -223,18 +223,18 @@ impl Engine {
     }
 }
 
-fn send(sender: &Sender, frame: &mut [u8], tag: Option<Tag>, flip: Option<BitFlip>) -> Sent {
-    let Some((head, frame)) = frame.split_first_chunk_mut::<VNET_HEAD_BYTES>() else { return Sent::Gone };
-    turn(frame, flip);
-    let sent = sender.send(head, frame, tag);
+fn send<P: Port>(port: &P, frame: &mut [u8], tag: Option<Tag>, flip: Option<BitFlip>) -> Sent {
+    turn::<P>(frame, flip);
+    let sent = port.send(frame, tag);
     // Copies of the frame lie in the same place.
-    turn(frame, flip);
+    turn::<P>(frame, flip);
     sent
 }
 
-fn turn(frame: &mut [u8], flip: Option<BitFlip>) {
+fn turn<P: Port>(frame: &mut [u8], flip: Option<BitFlip>) {
     if let Some(flip) = flip
-        && let Some(byte) = frame.get_mut(flip.byte)
+        && let Some(wire) = frame.get_mut(P::HEAD_BYTES..)
+        && let Some(byte) = wire.get_mut(P::corrupts(wire, flip.byte))
     {
         *byte ^= flip.mask;
     }

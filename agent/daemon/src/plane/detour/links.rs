@@ -15,17 +15,20 @@ use crate::netlink::{Netlink, NetlinkError};
 const MTU_MAX: u32 = 65_535;
 
 /// What has to be known of a device.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Known {
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(in crate::plane) struct Known {
     pub index: u32,
     pub mtu: u32,
     pub address: Vec<u8>,
+    pub is_loopback: bool,
     pub sent_packets: u64,
+    /// On their way out of it.
+    pub dropped_packets: u64,
 }
 
 impl Known {
     /// Whether it has a hardware address of Ethernet's; that of `lo` is all zero, which no other device may have.
-    pub(super) fn has_address(&self) -> bool {
+    pub(in crate::plane) fn has_address(&self) -> bool {
         self.address.len() == 6 && self.address.iter().any(|byte| *byte != 0)
     }
 }
@@ -34,7 +37,7 @@ impl Known {
 ///
 /// # Errors
 /// [`NetlinkError`]: ENODEV when there is none of this name.
-pub(super) fn find(net: &mut Netlink, name: &str) -> Result<Known, NetlinkError> {
+pub(in crate::plane) fn find(net: &mut Netlink, name: &str) -> Result<Known, NetlinkError> {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.to_owned()));
     let answers = net.ask(RouteNetlinkMessage::GetLink(message), NLM_F_ACK)?;
@@ -43,14 +46,15 @@ pub(super) fn find(net: &mut Netlink, name: &str) -> Result<Known, NetlinkError>
         Some(link)
     });
     let link = found.ok_or_else(|| NetlinkError::Answer(format!("nothing about device {name}")))?;
-    let mut known = Known { index: link.header.index, mtu: 1_500, address: Vec::new(), sent_packets: 0 };
+    let is_loopback = link.header.flags.contains(LinkFlags::Loopback);
+    let mut known = Known { index: link.header.index, mtu: 1_500, is_loopback, ..Known::default() };
     for attribute in link.attributes {
         if let LinkAttribute::Mtu(mtu) = attribute {
             known.mtu = mtu;
         } else if let LinkAttribute::Address(address) = attribute {
             known.address = address;
         } else if let LinkAttribute::Stats64(stats) = attribute {
-            known.sent_packets = stats.tx_packets;
+            (known.sent_packets, known.dropped_packets) = (stats.tx_packets, stats.tx_dropped);
         }
     }
     Ok(known)
@@ -61,7 +65,11 @@ pub(super) fn find(net: &mut Netlink, name: &str) -> Result<Known, NetlinkError>
 ///
 /// # Errors
 /// [`NetlinkError`]: EEXIST when a name is taken.
-pub(super) fn pair(net: &mut Netlink, [first, second]: [&str; 2], like: &Known) -> Result<[u32; 2], NetlinkError> {
+pub(in crate::plane) fn pair(
+    net: &mut Netlink,
+    [first, second]: [&str; 2],
+    like: &Known,
+) -> Result<[u32; 2], NetlinkError> {
     let mtu = LinkAttribute::Mtu(like.mtu.min(MTU_MAX));
     let mut peer = LinkMessage::default();
     peer.attributes = vec![LinkAttribute::IfName(second.to_owned()), mtu.clone()];
@@ -80,13 +88,29 @@ pub(super) fn pair(net: &mut Netlink, [first, second]: [&str; 2], like: &Known) 
     net.change(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)?;
     let indexes = [find(net, first)?.index, find(net, second)?.index];
     for index in indexes {
-        let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
-        let quiet = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])]);
-        // Where it is refused there is no IPv6, and nothing to keep quiet.
-        drop(net.change(set(index, Some(quiet), false), 0));
-        net.change(set(index, None, true), 0)?;
+        set_up(net, index)?;
     }
     Ok(indexes)
+}
+
+/// Sets a device up that gets no address by itself and sends nothing by itself.
+///
+/// # Errors
+/// [`NetlinkError`].
+pub(in crate::plane) fn set_up(net: &mut Netlink, index: u32) -> Result<(), NetlinkError> {
+    let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+    let quiet = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])]);
+    // Where it is refused there is no IPv6, and nothing to keep quiet.
+    drop(net.change(set(index, Some(quiet), false), 0));
+    net.change(set(index, None, true), 0)
+}
+
+/// Makes room for so many packets that wait for a device.
+///
+/// # Errors
+/// [`NetlinkError`].
+pub(in crate::plane) fn set_queue(net: &mut Netlink, index: u32, packets: u32) -> Result<(), NetlinkError> {
+    net.change(set(index, Some(LinkAttribute::TxQueueLen(packets)), false), 0)
 }
 
 fn set(index: u32, attribute: Option<LinkAttribute>, up: bool) -> RouteNetlinkMessage {
@@ -105,7 +129,7 @@ fn set(index: u32, attribute: Option<LinkAttribute>, up: bool) -> RouteNetlinkMe
 ///
 /// # Errors
 /// [`NetlinkError`]: ENOENT where the kernel has no clsact, no u32 or no mirred.
-pub(super) fn lead_in(net: &mut Netlink, from: u32, to: u32) -> Result<(), NetlinkError> {
+pub(in crate::plane) fn lead_in(net: &mut Netlink, from: u32, to: u32) -> Result<(), NetlinkError> {
     const TCA_OPTIONS: u16 = 2;
     const ETH_P_ALL: u16 = 3;
     let new = NLM_F_CREATE | NLM_F_EXCL;

@@ -1,61 +1,30 @@
 //! Which packets take the detour, as rules of nf_tables: exactly those that the fault concerns, so that no other ever leaves its way.
-//!
-//! Nothing of it outlives the agent: the table goes with its socket. Nothing of it outlives the lease: the first rule asks for an element with a
-//! timeout, which only a renewal replaces.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use troop_agent_core::fault::{Cidr, LINK_LOCAL, OffLimits, Protocol, SSH_PORT, Selectors, Target, protocol};
 
-use super::step::{Step, expressions};
-use crate::nft::{At, Base, Batch, Chain, Compare, Elements, Hook, Meta, Ranges, Set};
+use super::step::Step;
+use crate::nft::{Base, Batch, Compare, Elements, Meta, Ranges, Set};
 use crate::packet::Way;
 
 /// What the packets carry that the forwarder sends: they are not held again, by any fault. Taken off when they have passed all
 /// filters; those that leave when the last fault has been taken down keep it, and nobody asks for it. Unlike the marks of Kubernetes (0x4000,
 /// 0x8000) and of the usual VPNs.
-pub(super) const MARK: u32 = 0x7472_6f70;
+pub(in crate::plane) const MARK: u32 = 0x7472_6f70;
 
-/// Priorities of chains: the mark must be there until the filters of all faults have looked at it, or two of them would send a packet
-/// to each other for ever.
-const DETOURS: u32 = 0;
-const LAST: u32 = 1;
-
-const ALIVE: &str = "alive";
 const PEERS_4: &str = "peers4";
 const PEERS_6: &str = "peers6";
 const LOCAL_PORTS: &str = "local";
 const REMOTE_PORTS: &str = "remote";
 
-const IPV4: [u8; 2] = [0x08, 0x00];
-const IPV6: [u8; 2] = [0x86, 0xdd];
+pub(in crate::plane) const IPV4: [u8; 2] = [0x08, 0x00];
+pub(in crate::plane) const IPV6: [u8; 2] = [0x86, 0xdd];
 /// Router solicitation to redirect (RFC 4861): without them there is no neighbour to send to.
 const NEIGHBOUR_DISCOVERY: [u8; 2] = [133, 137];
 
-/// Where packets that a fault concerns leave their way, and by which device.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Detour<'a> {
-    pub way: Way,
-    pub device: &'a str,
-    /// The end of the pair into which they go.
-    pub into: u32,
-    /// The other end, where nothing may come out but into the forwarder.
-    pub out_of: &'a str,
-}
-
-/// The table of a fault, with its lease and no rule yet.
-pub(super) fn leased(table: &str, ttl: Duration) -> Batch {
-    let mut batch = Batch::new();
-    batch.new_table(table);
-    batch.new_set(table, ALIVE, Set::EtherTypesForATime);
-    batch.add_elements(table, ALIVE, &alive(ttl));
-    batch
-}
-
-/// All the rest of the filter of a fault.
-pub(super) fn put_up(table: &str, target: &Target, detours: &[Detour<'_>]) -> Batch {
-    let mut batch = Batch::new();
+/// The sets of a fault's target, for its [`concerned`] rules.
+pub(in crate::plane) fn define(batch: &mut Batch, table: &str, target: &Target) {
     let Selectors { peers, local_ports, remote_ports, .. } = target.selectors();
     let sets = [
         (PEERS_4, Set::Ipv4Ranges, Ranges::ipv4(peers)),
@@ -67,63 +36,22 @@ pub(super) fn put_up(table: &str, target: &Target, detours: &[Detour<'_>]) -> Ba
         batch.new_set(table, name, set);
         batch.add_elements(table, name, &Elements::Ranges(ranges));
     }
-    for (number, detour) in detours.iter().enumerate() {
-        let sink = format!("sink{number}");
-        let at = At { drops: true, ..At::new(Hook::Ingress, detour.out_of) };
-        batch.new_chain(table, Chain { name: &sink, at: Some(at) });
-        let [chain, last] = ["detour", "last"].map(|name| format!("{name}{number}"));
-        let hook = match detour.way {
-            Way::Out => Hook::Egress,
-            Way::In => Hook::Ingress,
-        };
-        let at = At { priority: DETOURS, ..At::new(hook, detour.device) };
-        batch.new_chain(table, Chain { name: &chain, at: Some(at) });
-        for rule in rules(target, detour) {
-            batch.new_rule(table, &chain, expressions(&rule));
-        }
-        batch.new_chain(table, Chain { name: &last, at: Some(At { priority: LAST, ..at }) });
-        batch.new_rule(table, &last, expressions(&[is_marked(), vec![Step::SetMark(0)]].concat()));
+}
+
+pub(in crate::plane) fn retarget(batch: &mut Batch, table: &str, new: &[Cidr]) {
+    for (set, ranges) in [(PEERS_4, Ranges::ipv4(new)), (PEERS_6, Ranges::ipv6(new))] {
+        replace(batch, table, set, &Elements::Ranges(ranges));
     }
-    batch
 }
 
-pub(super) fn take_down(table: &str) -> Batch {
-    let mut batch = Batch::new();
-    batch.delete_table(table);
-    batch
+/// Puts these in the place of all that are in the set.
+pub(in crate::plane) fn replace(batch: &mut Batch, table: &str, set: &str, elements: &Elements) {
+    batch.clear(table, set);
+    batch.add_elements(table, set, elements);
 }
 
-/// Lets it live for another `ttl`.
-pub(super) fn renewed(table: &str, ttl: Duration) -> Batch {
-    replaced(table, [(ALIVE, alive(ttl))])
-}
-
-pub(super) fn retargeted(table: &str, new: &[Cidr]) -> Batch {
-    let peers = [(PEERS_4, Ranges::ipv4(new)), (PEERS_6, Ranges::ipv6(new))];
-    replaced(table, peers.map(|(set, ranges)| (set, Elements::Ranges(ranges))))
-}
-
-/// Puts these in the place of all that are in the sets.
-fn replaced<const N: usize>(table: &str, sets: [(&str, Elements); N]) -> Batch {
-    let mut batch = Batch::new();
-    for (set, elements) in sets {
-        batch.clear(table, set);
-        batch.add_elements(table, set, &elements);
-    }
-    batch
-}
-
-fn alive(ttl: Duration) -> Elements {
-    Elements::ForATime(vec![IPV4.to_vec(), IPV6.to_vec()], ttl)
-}
-
-/// In the order in which the kernel asks them.
-fn rules(target: &Target, detour: &Detour<'_>) -> Vec<Vec<Step>> {
-    let accept = Step::Accept;
-    let mut rules = vec![
-        [is_marked(), vec![accept.clone()]].concat(),
-        vec![Step::Load(Meta::Protocol), Step::NotIn(ALIVE), accept.clone()],
-    ];
+/// What the fault spares whatever it selects, in rules that let it pass.
+pub(in crate::plane) fn spared(target: &Target, way: Way) -> Vec<Vec<Step>> {
     let neighbours = [
         l4(protocol::ICMPV6),
         vec![
@@ -132,17 +60,13 @@ fn rules(target: &Target, detour: &Detour<'_>) -> Vec<Vec<Step>> {
             Step::Is(Compare::AtMost, vec![NEIGHBOUR_DISCOVERY[1]]),
         ],
     ];
-    rules.push([&family(false)[..], &neighbours.concat(), std::slice::from_ref(&accept)].concat());
-    for spared in target.off_limits().iter().flat_map(|what| off_limits(what, detour.way)) {
-        rules.push([spared, vec![accept.clone()]].concat());
-    }
-    for concerned in concerned(target.selectors(), detour.way) {
-        rules.push([concerned, vec![Step::Forward(detour.into)]].concat());
-    }
+    let mut rules = vec![[&family(false)[..], &neighbours.concat()].concat()];
+    rules.extend(target.off_limits().iter().flat_map(|what| off_limits(what, way)));
+    rules.iter_mut().for_each(|rule| rule.push(Step::Accept));
     rules
 }
 
-fn is_marked() -> Vec<Step> {
+pub(in crate::plane) fn is_marked() -> Vec<Step> {
     vec![Step::Load(Meta::Mark), Step::Is(Compare::Equal, MARK.to_ne_bytes().to_vec())]
 }
 
@@ -158,7 +82,7 @@ fn off_limits(what: &OffLimits, way: Way) -> Vec<Vec<Step>> {
 }
 
 /// What the selectors name, in as many rules as there are families and protocols.
-fn concerned(selectors: &Selectors, way: Way) -> Vec<Vec<Step>> {
+pub(in crate::plane) fn concerned(selectors: &Selectors, way: Way) -> Vec<Vec<Step>> {
     let Selectors { everything: _, peers, protocol: named, local_ports, remote_ports } = selectors;
     let ported = !local_ports.is_empty() || !remote_ports.is_empty();
     let mut rules = Vec::new();
@@ -206,7 +130,7 @@ fn peer(is_4: bool, way: Way) -> Step {
     Step::Payload { base: Base::Network, offset, bytes: if is_4 { 4 } else { 16 } }
 }
 
-fn within(range: &Cidr, way: Way) -> Vec<Step> {
+pub(in crate::plane) fn within(range: &Cidr, way: Way) -> Vec<Step> {
     let (first, is_4) = match range.first() {
         IpAddr::V4(v4) => (v4.octets().to_vec(), true),
         IpAddr::V6(v6) => (v6.octets().to_vec(), false),

@@ -4,7 +4,7 @@
 //! It ends when its [`Line`] is finished or dropped; what it held until then leaves first.
 
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender as Commands, SyncSender, TryRecvError, channel, sync_channel};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use troop_agent_core::fault::Target;
 
 use super::engine::{Engine, Setup};
+use super::port::Port;
 use crate::clock;
 use crate::plane::Seen;
 
@@ -26,7 +27,7 @@ const SLACK_PART: u32 = 100;
 
 /// What a thread tells of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Told {
+pub(in crate::plane) struct Told {
     pub seen: Seen,
     /// All frames that have come to its end of the pair, those it had no room for included.
     pub came: u64,
@@ -43,7 +44,7 @@ enum Command {
 
 /// A running thread.
 #[derive(Debug)]
-pub(super) struct Line {
+pub(in crate::plane) struct Line {
     /// Before `wake`, which is dropped after it: then the thread finds that there is nobody.
     commands: Commands<Command>,
     wake: Wake,
@@ -61,7 +62,7 @@ const FINISHED_MAX: Duration = Duration::from_millis(200);
 impl Line {
     /// # Errors
     /// When no thread or no descriptor can be had.
-    pub(super) fn start(name: &str, setup: Setup) -> io::Result<Self> {
+    pub(in crate::plane) fn start<P: Port>(name: &str, setup: Setup<P>) -> io::Result<Self> {
         let wake = Wake(Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?));
         let (commands, received) = channel();
         let woken = Arc::clone(&wake.0);
@@ -78,24 +79,24 @@ impl Line {
     }
 
     /// What it has done so far. `None` when it is gone or stuck, which only a bug makes it.
-    pub(super) fn ask(&self) -> Option<Told> {
+    pub(in crate::plane) fn ask(&self) -> Option<Told> {
         let (answer, told) = sync_channel(1);
         self.send(Command::Tell(answer));
         told.recv_timeout(ANSWER_MAX).ok()
     }
 
     /// `None`: nobody.
-    pub(super) fn retarget(&self, target: Option<Target>) {
+    pub(in crate::plane) fn retarget(&self, target: Option<Target>) {
         self.send(Command::Retarget(target));
     }
 
     /// Ends the fault here: what is held leaves in order, what comes passes.
-    pub(super) fn let_go(&self) {
+    pub(in crate::plane) fn let_go(&self) {
         self.send(Command::LetGo);
     }
 
     /// Ends the thread, and returns when it has sent all that it had.
-    pub(super) fn finish(self) {
+    pub(in crate::plane) fn finish(self) {
         let Self { commands, wake, finished } = self;
         drop(commands);
         drop(wake);
@@ -122,7 +123,7 @@ fn stir(wake: &OwnedFd) {
     let _ = rustix::io::write(wake, &1_u64.to_ne_bytes());
 }
 
-fn run(engine: &mut Engine, commands: &Receiver<Command>, wake: &OwnedFd) {
+fn run<P: Port>(engine: &mut Engine<P>, commands: &Receiver<Command>, wake: &OwnedFd) {
     // Without it the kernel may add 50 us to every wait. Where it is refused, it does.
     let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
     loop {
@@ -141,7 +142,7 @@ fn run(engine: &mut Engine, commands: &Receiver<Command>, wake: &OwnedFd) {
 }
 
 /// Carries out what has been said; `false` once nobody is there to say more.
-fn obey(engine: &mut Engine, commands: &Receiver<Command>) -> bool {
+fn obey<P: Port>(engine: &mut Engine<P>, commands: &Receiver<Command>) -> bool {
     loop {
         match commands.try_recv() {
             // Who does not wait for the answer has given up.
@@ -154,7 +155,7 @@ fn obey(engine: &mut Engine, commands: &Receiver<Command>) -> bool {
     }
 }
 
-fn wait(engine: &Engine, wake: &OwnedFd) {
+fn wait<P: Port>(engine: &Engine<P>, wake: &OwnedFd) {
     let timeout = match engine.next(clock::now()) {
         None => None,
         Some(left) if left <= SPIN => return std::hint::spin_loop(),
@@ -164,14 +165,13 @@ fn wait(engine: &Engine, wake: &OwnedFd) {
 }
 
 /// Sleeps until a frame comes, one can be sent that could not, or the time is over.
-pub(super) fn sleep(engine: &Engine, wake: Option<&OwnedFd>, timeout: Option<Duration>) {
-    let [small, large] = engine.rings.fds();
+pub(super) fn sleep<P: Port>(engine: &Engine<P>, wake: Option<&OwnedFd>, timeout: Option<Duration>) {
     let mut fds = Vec::with_capacity(4);
     // While nothing can be sent, nothing more is taken.
     if engine.is_blocked() {
-        fds.push(PollFd::from_borrowed_fd(engine.sender.as_fd(), PollFlags::OUT));
+        fds.extend(engine.port.goes().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::OUT)));
     } else {
-        fds.extend([small, large].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        fds.extend(engine.port.comes().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
     }
     fds.extend(wake.map(|wake| PollFd::new(wake, PollFlags::IN)));
     let timeout = timeout.map(|left| Timespec {

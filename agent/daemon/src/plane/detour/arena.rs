@@ -1,5 +1,8 @@
 //! Where held frames lie: slots that are used again, so that a steady load allocates nothing, and never more memory than was agreed.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use troop_agent_core::shaper;
 
 /// The sizes of slots. Each is at most twice what it holds beyond the first.
@@ -33,6 +36,25 @@ struct Slot {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Full;
 
+/// Memory that may be taken yet, by any of the arenas that share it.
+#[derive(Debug, Clone)]
+pub(in crate::plane) struct Budget(Arc<AtomicUsize>);
+
+impl Budget {
+    pub(in crate::plane) fn new(bytes: usize) -> Self {
+        Self(Arc::new(AtomicUsize::new(bytes)))
+    }
+
+    fn take(&self, bytes: usize) -> bool {
+        // Nothing else hangs on the number.
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes)).is_ok()
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Arena {
     slots: Vec<Slot>,
@@ -40,13 +62,12 @@ pub(super) struct Arena {
     free: [Vec<u32>; SIZES.len()],
     /// Unused slots without.
     bare: Vec<u32>,
-    bytes: usize,
-    bytes_max: usize,
+    budget: Budget,
 }
 
 impl Arena {
-    pub(super) fn new(bytes_max: usize) -> Self {
-        Self { slots: Vec::new(), free: Default::default(), bare: Vec::new(), bytes: 0, bytes_max }
+    pub(super) fn new(budget: Budget) -> Self {
+        Self { slots: Vec::new(), free: Default::default(), bare: Vec::new(), budget }
     }
 
     /// Keeps a frame, `head_bytes` of which are not on the wire.
@@ -102,13 +123,12 @@ impl Arena {
 
     fn grow(&mut self, size: usize) -> Result<u32, Full> {
         let bytes = SIZES[size];
-        if self.bytes + bytes > self.bytes_max {
+        if !self.budget.take(bytes) {
             self.forget();
+            if !self.budget.take(bytes) {
+                return Err(Full);
+            }
         }
-        if self.bytes + bytes > self.bytes_max {
-            return Err(Full);
-        }
-        self.bytes += bytes;
         let number = match self.bare.pop() {
             Some(number) => number,
             None => {
@@ -124,7 +144,7 @@ impl Arena {
     fn forget(&mut self) {
         for (size, bytes) in SIZES.into_iter().enumerate() {
             for number in std::mem::take(&mut self.free[size]) {
-                self.bytes -= bytes;
+                self.budget.give_back(bytes);
                 self.slot(number).memory = Box::default();
                 self.bare.push(number);
             }
@@ -138,7 +158,7 @@ mod tests {
 
     #[test]
     fn gives_back_what_was_put_in_and_uses_slots_again() {
-        let mut arena = Arena::new(1 << 20);
+        let mut arena = Arena::new(Budget::new(1 << 20));
         for round in 0..1_000_u32 {
             let frame = vec![u8::try_from(round % 256).unwrap(); 300];
             let held = arena.keep(&frame, 10, Some([1, 2, 3, 4])).unwrap();
@@ -151,7 +171,7 @@ mod tests {
 
     #[test]
     fn holds_no_more_than_was_agreed_and_turns_small_slots_into_large_ones() {
-        let mut arena = Arena::new(66_000);
+        let mut arena = Arena::new(Budget::new(66_000));
         let small: Vec<_> = (0..257).map_while(|_| arena.keep(&[0; 200], 0, None).ok()).collect();
         assert_eq!(small.len(), 257);
         assert_eq!(arena.keep(&[0; 60_000], 0, None), Err(Full));
@@ -163,8 +183,20 @@ mod tests {
     }
 
     #[test]
+    fn arenas_share_what_there_is() {
+        let budget = Budget::new(600);
+        let [mut one, mut other] = [Arena::new(budget.clone()), Arena::new(budget)];
+        let held = one.keep(&[0; 200], 0, None).unwrap();
+        assert!(other.keep(&[0; 200], 0, None).is_ok());
+        assert_eq!(other.keep(&[0; 200], 0, None), Err(Full));
+        one.let_go(held);
+        // It stays with the one that had it until that one needs another size.
+        assert!(one.keep(&[0; 200], 0, None).is_ok());
+    }
+
+    #[test]
     fn a_frame_held_twice_stays_until_both_are_gone() {
-        let mut arena = Arena::new(1 << 20);
+        let mut arena = Arena::new(Budget::new(1 << 20));
         let held = arena.keep(&[7; 20], 0, None).unwrap();
         arena.is_held(held, 2);
         arena.let_go(held);

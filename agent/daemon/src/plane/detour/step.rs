@@ -4,7 +4,7 @@ use crate::nft::{Base, Compare, Expressions, Meta, Register};
 
 /// One step of a rule. All work on one register; a rule goes on while its steps hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Step {
+pub(in crate::plane) enum Step {
     Load(Meta),
     Payload {
         base: Base,
@@ -16,6 +16,8 @@ pub(super) enum Step {
     Is(Compare, Vec<u8>),
     In(&'static str),
     NotIn(&'static str),
+    /// Loads whether the connection's addresses are translated: zero where they are not.
+    Translation,
     SetMark(u32),
     Accept,
     /// Sends it out of the device with this index, and ends.
@@ -23,7 +25,7 @@ pub(super) enum Step {
 }
 
 /// The steps of a rule as nftables takes them.
-pub(super) fn expressions(steps: &[Step]) -> Expressions {
+pub(in crate::plane) fn expressions(steps: &[Step]) -> Expressions {
     steps.iter().fold(Expressions::default(), |rule, step| match step {
         Step::Load(what) => rule.meta(*what),
         Step::Payload { base, offset, bytes } => rule.payload(Register::FIRST, *base, *offset, *bytes),
@@ -31,6 +33,7 @@ pub(super) fn expressions(steps: &[Step]) -> Expressions {
         Step::Is(how, with) => rule.compare(*how, with),
         Step::In(set) => rule.lookup(set),
         Step::NotIn(set) => rule.lookup_not(set),
+        Step::Translation => rule.translation(),
         Step::SetMark(mark) => rule.set_mark(*mark),
         Step::Accept => rule.accept(),
         Step::Forward(device) => rule.forward_to(*device),
