@@ -140,8 +140,115 @@ impl fmt::Display for PortSpan {
     }
 }
 
+/// Whose packets on the host itself: those that a socket of it sends.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Owner {
+    /// A control group (version 2) with all within it, by its path below the root.
+    Cgroup(String),
+    /// A unit of the host's systemd, by its full name.
+    Unit(String),
+    /// A process and its children, by its number.
+    Pid(u32),
+    /// The only process of this name and its children.
+    Program(String),
+}
+
+/// Why a text names no owner.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` names no cgroup, unit or process")]
+pub struct BadOwner {
+    pub text: String,
+}
+
+impl BadOwner {
+    pub fn hint(&self) -> &'static str {
+        "write cgroup:system.slice/web.service, unit:web.service, process:4711 or process:nginx"
+    }
+}
+
+/// Longest path of a cgroup; those of containers have some 200.
+const CGROUP_MAX_BYTES: usize = 512;
+/// Longest name of a unit (systemd's `UNIT_NAME_MAX`).
+const UNIT_MAX_BYTES: usize = 255;
+/// Longest name of a process (`TASK_COMM_LEN` without its end).
+const PROGRAM_MAX_BYTES: usize = 15;
+
+impl Owner {
+    /// # Errors
+    /// [`BadOwner`] unless it is a path below the root without `.` and `..`.
+    pub fn cgroup(path: &str) -> Result<Self, BadOwner> {
+        let path = path.trim_matches('/');
+        let named = |part: &str| !matches!(part, "" | "." | "..") && !part.bytes().any(|byte| byte.is_ascii_control());
+        let sound = path.len() <= CGROUP_MAX_BYTES && path.split('/').all(named);
+        if sound { Ok(Self::Cgroup(path.to_owned())) } else { Err(bad_owner("cgroup", path)) }
+    }
+
+    /// # Errors
+    /// [`BadOwner`] unless it is the full name of a service, a scope or a slice.
+    pub fn unit(name: &str) -> Result<Self, BadOwner> {
+        let known = [".service", ".scope", ".slice"].iter().any(|kind| name.len() > kind.len() && name.ends_with(kind));
+        let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b":-_.\\@".contains(&b));
+        let sound = known && plain && name.len() <= UNIT_MAX_BYTES;
+        if sound { Ok(Self::Unit(name.to_owned())) } else { Err(bad_owner("unit", name)) }
+    }
+
+    /// # Errors
+    /// [`BadOwner`] unless it is a number above 0 or a name of 15 bytes at most, which is all of it that the kernel keeps.
+    pub fn process(text: &str) -> Result<Self, BadOwner> {
+        if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+            return text.parse().ok().filter(|pid| *pid > 0).map(Self::Pid).ok_or_else(|| bad_owner("process", text));
+        }
+        let plain = !text.bytes().any(|byte| byte.is_ascii_control() || byte == b'/');
+        let sound = plain && (1..=PROGRAM_MAX_BYTES).contains(&text.len());
+        if sound { Ok(Self::Program(text.to_owned())) } else { Err(bad_owner("process", text)) }
+    }
+}
+
+fn bad_owner(kind: &str, text: &str) -> BadOwner {
+    BadOwner { text: format!("{kind}:{text}").chars().take(CGROUP_MAX_BYTES).collect() }
+}
+
+impl FromStr for Owner {
+    type Err = BadOwner;
+
+    fn from_str(text: &str) -> Result<Self, BadOwner> {
+        match text.split_once(':') {
+            Some(("cgroup", path)) => Self::cgroup(path),
+            Some(("unit", name)) => Self::unit(name),
+            Some(("process", process)) => Self::process(process),
+            Some(_) | None => Err(BadOwner { text: text.chars().take(CGROUP_MAX_BYTES).collect() }),
+        }
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cgroup(path) => write!(f, "cgroup:{path}"),
+            Self::Unit(name) => write!(f, "unit:{name}"),
+            Self::Pid(pid) => write!(f, "process:{pid}"),
+            Self::Program(name) => write!(f, "process:{name}"),
+        }
+    }
+}
+
+impl TryFrom<String> for Owner {
+    type Error = BadOwner;
+
+    fn try_from(text: String) -> Result<Self, BadOwner> {
+        text.parse()
+    }
+}
+
+impl From<Owner> for String {
+    fn from(owner: Owner) -> Self {
+        owner.to_string()
+    }
+}
+
 /// How a delay varies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Shape {
     #[default]
@@ -149,9 +256,50 @@ pub enum Shape {
     Normal,
     Pareto,
     ParetoNormal,
+    /// As it was measured.
+    Table(ShapeTable),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// The inverse of a measured distribution function in equal steps of probability, each in 8,192ths of the jitter from the mean: what netem
+/// calls a table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<i16>")]
+pub struct ShapeTable(Vec<i16>);
+
+/// Why numbers are no [`ShapeTable`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a table of {entries} entries is not of 1 to {SHAPE_ENTRIES_MAX}")]
+pub struct BadShapeTable {
+    pub entries: usize,
+}
+
+/// Most entries of a table that travels and is recorded: they tell a tail of a thousandth, in 7 KB.
+pub const SHAPE_ENTRIES_MAX: usize = 1_024;
+/// One jitter in a table's entries.
+const SHAPE_SCALE: u64 = 8_192;
+
+impl ShapeTable {
+    /// # Errors
+    /// [`BadShapeTable`] for no entry or more than [`SHAPE_ENTRIES_MAX`].
+    pub fn new(entries: Vec<i16>) -> Result<Self, BadShapeTable> {
+        let sound = (1..=SHAPE_ENTRIES_MAX).contains(&entries.len());
+        if sound { Ok(Self(entries)) } else { Err(BadShapeTable { entries: entries.len() }) }
+    }
+
+    pub fn entries(&self) -> &[i16] {
+        &self.0
+    }
+}
+
+impl TryFrom<Vec<i16>> for ShapeTable {
+    type Error = BadShapeTable;
+
+    fn try_from(entries: Vec<i16>) -> Result<Self, BadShapeTable> {
+        Self::new(entries)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DelaySpec {
     pub mean_us: u64,
@@ -164,6 +312,22 @@ pub struct DelaySpec {
     /// Whether jitter may let packets of a flow overtake each other.
     #[serde(default)]
     pub reorders: bool,
+}
+
+impl DelaySpec {
+    /// The longest that it is meant to be: with its jitter, or with as much of it as a measured table goes beyond the mean. The tails of the
+    /// named shapes go further, up to four times the jitter.
+    pub fn longest_us(&self) -> u64 {
+        let beyond = match &self.shape {
+            Shape::Uniform | Shape::Normal | Shape::Pareto | Shape::ParetoNormal => self.jitter_us,
+            Shape::Table(table) => {
+                let most =
+                    table.entries().iter().copied().max().map_or(0, |most| u64::from(most.max(0).unsigned_abs()));
+                self.jitter_us.saturating_mul(most).div_ceil(SHAPE_SCALE)
+            }
+        };
+        self.mean_us.saturating_add(beyond)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -209,6 +373,9 @@ pub struct FaultSpec {
     pub remote_ports: Vec<PortSpan>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub local_ports: Vec<PortSpan>,
+    /// Only what a socket of it sends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<Owner>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delay: Option<DelaySpec>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -231,6 +398,9 @@ pub struct FaultSpec {
     #[serde(default)]
     pub ramp_us: u64,
 }
+
+/// Where resolvers are asked (RFC 1035).
+const DNS_PORT: PortSpan = PortSpan { first: 53, last: 53 };
 
 /// All of it, in millionths.
 pub const ALL_PPM: u32 = 1_000_000;
@@ -260,19 +430,39 @@ impl FaultSpec {
         Self { to, delay: Some(delay), ..Self::default() }
     }
 
+    /// Slow name resolution: a delay of whatever goes to port 53 of anybody. By TCP as well as UDP, for long answers come by TCP.
+    pub fn slow_dns(mean: Duration) -> Self {
+        Self { remote_ports: vec![DNS_PORT], ..Self::delay(mean, vec![Peer::Everything]) }
+    }
+
+    /// Failing name resolution: no question arrives. A resolver that answers SERVFAIL would be another fault; one that is not there is what
+    /// a host meets when its resolver or the way to it is down.
+    pub fn no_dns() -> Self {
+        let all = ChanceSpec { ppm: ALL_PPM, correlation_ppm: 0 };
+        Self { to: vec![Peer::Everything], remote_ports: vec![DNS_PORT], loss: Some(all), ..Self::default() }
+    }
+
+    /// Whether it concerns name resolution, whomever this host asks, and nothing besides.
+    pub fn is_of_dns(&self) -> bool {
+        self.to == [Peer::Everything] && self.remote_ports == [DNS_PORT] && self.protocol != Some(Protocol::Icmp)
+    }
+
     /// By how much the median of a round trip to a peer must grow for the fault to count as shown: half of the delay, so
     /// that jitter and a busy host do not hide what is there. `None` where no delay was asked for.
     pub fn least_shown(&self) -> Option<Duration> {
         let directions = if self.direction == Direction::Both { 2 } else { 1 };
-        self.delay.map(|delay| Duration::from_micros(delay.mean_us * directions / 2))
+        self.delay.as_ref().map(|delay| Duration::from_micros(delay.mean_us * directions / 2))
     }
 
     fn effects(&self) -> Vec<String> {
         let mut parts = Vec::new();
-        if let Some(delay) = self.delay {
+        if let Some(delay) = &self.delay {
             let mut text = format!("+{}", in_words(delay.mean_us));
             if delay.jitter_us > 0 {
                 text.push_str(&format!(" jitter {}", in_words(delay.jitter_us)));
+            }
+            if matches!(delay.shape, Shape::Table(_)) {
+                text.push_str(" as measured");
             }
             parts.push(text);
         }
@@ -295,13 +485,20 @@ impl fmt::Display for FaultSpec {
             Direction::Both => "to and from",
         };
         let peers: Vec<String> = self.to.iter().map(Peer::to_string).collect();
-        write!(f, " {word} {}", peers.join(", "))?;
         let ports = |spans: &[PortSpan]| spans.iter().map(PortSpan::to_string).collect::<Vec<_>>().join(", ");
-        if !self.remote_ports.is_empty() {
+        if self.is_of_dns() {
+            write!(f, " {word} DNS, whoever is asked")?;
+        } else {
+            write!(f, " {word} {}", peers.join(", "))?;
+        }
+        if !self.remote_ports.is_empty() && !self.is_of_dns() {
             write!(f, " port {}", ports(&self.remote_ports))?;
         }
         if !self.local_ports.is_empty() {
             write!(f, " from port {}", ports(&self.local_ports))?;
+        }
+        if let Some(of) = &self.of {
+            write!(f, " of {of}")?;
         }
         match self.flows_ppm {
             Some(share) => write!(f, " ({} of the flows)", percent(share)),
@@ -347,6 +544,42 @@ mod tests {
     }
 
     #[test]
+    fn an_owner_reads_as_it_is_written() {
+        for text in [
+            "cgroup:system.slice/web.service",
+            "unit:web.service",
+            "unit:getty@tty1.service",
+            "unit:machine-a\\x2db.slice",
+            "process:4711",
+            "process:nginx",
+        ] {
+            assert_eq!(text.parse::<Owner>().unwrap().to_string(), text);
+        }
+        assert_eq!("cgroup:/a/b/".parse::<Owner>().unwrap(), Owner::Cgroup("a/b".to_owned()));
+    }
+
+    #[test]
+    fn what_names_everybody_or_nobody_is_no_owner() {
+        for text in [
+            "",
+            "web.service",
+            "cgroup:",
+            "cgroup:/",
+            "cgroup:a/../..",
+            "cgroup:a//b",
+            "unit:web",
+            "unit:.service",
+            "unit:a/b.service",
+            "process:0",
+            "process:99999999999",
+            "process:",
+            "process:a-name-of-sixteen",
+        ] {
+            assert!(text.parse::<Owner>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn a_fault_is_said_in_a_line() {
         let mut spec = FaultSpec::delay(Duration::from_millis(200), vec![peer("app:pricing")]);
         assert_eq!(spec.to_string(), "+200 ms to app:pricing");
@@ -356,6 +589,38 @@ mod tests {
         spec.flows_ppm = Some(300_000);
         let said = "+200 ms jitter 1.500 ms, loss 0.5 % to app:pricing port 80 (30 % of the flows)";
         assert_eq!(spec.to_string(), said);
+        spec.of = Some("unit:web.service".parse().unwrap());
+        spec.flows_ppm = None;
+        assert_eq!(spec.to_string(), "+200 ms jitter 1.500 ms, loss 0.5 % to app:pricing port 80 of unit:web.service");
+    }
+
+    #[test]
+    fn slow_and_failing_names_are_delay_and_loss_at_port_53() {
+        let (slow, fails) = (FaultSpec::slow_dns(Duration::from_secs(2)), FaultSpec::no_dns());
+        assert_eq!(slow.to_string(), "+2 s to DNS, whoever is asked");
+        assert_eq!(fails.to_string(), "loss 100 % to DNS, whoever is asked");
+        let one = FaultSpec { to: vec![peer("10.0.0.2")], ..slow };
+        assert_eq!(one.to_string(), "+2 s to 10.0.0.2 port 53");
+        assert!(!one.is_of_dns());
+    }
+
+    #[test]
+    fn a_measured_shape_has_a_bound_of_its_own_and_a_limit() {
+        let measured = |entries| Shape::Table(ShapeTable::new(entries).unwrap());
+        let mut spec = FaultSpec::delay(Duration::from_millis(100), vec![peer("app:a")]);
+        let delay = spec.delay.as_mut().unwrap();
+        delay.jitter_us = 10_000;
+        assert_eq!(delay.longest_us(), 110_000);
+        delay.shape = measured(vec![-8_192, 0, 16_384]);
+        assert_eq!(delay.longest_us(), 120_000);
+        assert_eq!(spec.to_string(), "+100 ms jitter 10 ms as measured to app:a");
+        let text = serde_json::to_string(&spec).unwrap();
+        assert!(text.contains(r#""shape":{"table":[-8192,0,16384]}"#), "{text}");
+        assert_eq!(serde_json::from_str::<FaultSpec>(&text).unwrap(), spec);
+        for entries in [Vec::new(), vec![0; SHAPE_ENTRIES_MAX + 1]] {
+            let bad = text.replace("[-8192,0,16384]", &serde_json::to_string(&entries).unwrap());
+            assert!(serde_json::from_str::<FaultSpec>(&bad).is_err());
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod demand;
 mod demo;
 mod deploy;
 mod explain;
+mod fault_args;
 mod follow;
 mod forecast;
 mod halt;

@@ -18,7 +18,9 @@ pub use effect::{
 pub use flow::{Flow, FlowHash, FlowShare, Ports, protocol};
 pub use probability::{BadPercent, Chance, Probability};
 pub use ramp::{BadRamp, RAMP_MAX, Ramp, Share};
-pub use target::{BadTarget, LINK_LOCAL, OffLimits, PEERS_MAX, PORTS_MAX, Protocol, SSH_PORT, Selectors, Target};
+pub use target::{
+    BadTarget, Cgroup, LINK_LOCAL, OffLimits, PEERS_MAX, PORTS_MAX, Protocol, SSH_PORT, Selectors, Target,
+};
 
 /// Which of a host's packets are meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

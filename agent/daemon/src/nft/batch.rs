@@ -22,8 +22,15 @@ const NEW_SET: u16 = 9;
 const NEW_ELEMENTS: u16 = 12;
 const DELETE_ELEMENTS: u16 = 14;
 
-/// `NFPROTO_NETDEV`: rules at a device, before and after everything that routing does.
-const FAMILY: u8 = 5;
+/// Which packets a table sees, and where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// `NFPROTO_INET`: both versions of IP, at the hooks around routing.
+    Inet = 1,
+    /// `NFPROTO_NETDEV`: at a device, before and after everything that routing does.
+    Netdev = 5,
+}
+
 const TABLE_OWNED: u32 = 2;
 const SET_INTERVALS: u32 = 4;
 const SET_TIMEOUTS: u32 = 0x10;
@@ -46,6 +53,8 @@ pub enum Hook {
     Ingress,
     /// `NF_NETDEV_EGRESS` (Linux 5.16): the last before the device's qdisc; packets are as they go on the wire.
     Egress,
+    /// `NF_INET_LOCAL_OUT`, in family inet: what this host's sockets send, routed already.
+    Output = 3,
 }
 
 /// A chain of rules: at a device's hook, or one that others jump to.
@@ -59,6 +68,7 @@ pub struct Chain<'a> {
 #[derive(Debug, Clone, Copy)]
 pub struct At<'a> {
     pub hook: Hook,
+    /// None in family inet.
     pub device: &'a str,
     /// Of the chains at a hook, packets pass the one of the smallest first.
     pub priority: u32,
@@ -131,6 +141,7 @@ impl Elements {
 #[derive(Debug)]
 pub struct Batch {
     messages: Vec<Raw>,
+    family: Family,
     sets: u32,
     too_long: bool,
 }
@@ -144,10 +155,17 @@ impl Default for Batch {
 impl Batch {
     pub fn new() -> Self {
         let begin = Raw { kind: BATCH_BEGIN, flags: 0, body: head(0, NFTABLES).to_vec() };
-        Self { messages: vec![begin], sets: 0, too_long: false }
+        Self { messages: vec![begin], family: Family::Netdev, sets: 0, too_long: false }
     }
 
-    /// A table of family netdev that dies with the connection.
+    /// Changes to tables of this family; all others are of netdev.
+    pub fn of(&mut self, family: Family, fill: impl FnOnce(&mut Self)) {
+        let before = std::mem::replace(&mut self.family, family);
+        fill(self);
+        self.family = before;
+    }
+
+    /// A table that dies with the connection.
     pub fn new_table(&mut self, table: &str) {
         self.message(NEW_TABLE, NLM_F_CREATE, |a| {
             a.put_text(1, table);
@@ -168,7 +186,9 @@ impl Batch {
             a.nest(4, |a| {
                 a.put_be(1, at.hook as u32);
                 a.put_be(2, at.priority);
-                a.put_text(3, at.device);
+                if !at.device.is_empty() {
+                    a.put_text(3, at.device);
+                }
             });
             if at.drops {
                 a.put_be(5, DROP);
@@ -240,7 +260,7 @@ impl Batch {
     fn message(&mut self, kind: u16, flags: u16, fill: impl FnOnce(&mut Attributes)) {
         let mut attributes = Attributes::default();
         fill(&mut attributes);
-        let mut body = head(FAMILY, 0).to_vec();
+        let mut body = head(self.family as u8, 0).to_vec();
         match attributes.finish() {
             Some(bytes) => body.extend(bytes),
             None => self.too_long = true,

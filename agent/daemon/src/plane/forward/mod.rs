@@ -21,7 +21,6 @@ mod filter;
 mod line;
 mod links;
 mod probe;
-mod step;
 
 pub use self::probe::probe;
 
@@ -38,7 +37,7 @@ use self::engine::Setup;
 use self::filter::Detour;
 use self::line::Line;
 use self::links::Known;
-use super::{Backing, By, Device, Order, Plane, PlaneError, Seen};
+use super::{Backing, By, Device, Order, Plane, PlaneError, Seen, concern};
 use crate::clock;
 use crate::netlink::{Netlink, NetlinkError};
 use crate::nft::{Batch, Nft};
@@ -74,7 +73,7 @@ struct Up {
 #[derive(Debug)]
 struct Road {
     way: Way,
-    device: String,
+    device: Device,
     pair: [String; 2],
     index: u32,
     line: Line,
@@ -144,7 +143,7 @@ impl ForwardPlane {
         let target = target.clone();
         let setup = Setup { way, target, shaper, seed, held_bytes_max, rings, sender };
         let line = Line::start(&pair[0], setup).map_err(system("start a thread"))?;
-        Ok(Road { way, device: device.name.clone(), pair, index, line })
+        Ok(Road { way, device: device.clone(), pair, index, line })
     }
 
     /// The filter, in two steps: first the lease, whose time the kernel counts from then on, and then the rules that ask for it. However
@@ -156,7 +155,7 @@ impl ForwardPlane {
             return Err(cannot("what takes longer than its lease".to_owned()));
         }
         let detours: Vec<Detour<'_>> = roads.iter().map(Road::detour).collect();
-        self.commit("put the filter up", filter::put_up(table, target, &detours))
+        self.commit("put the filter up", filter::put_up(table, target, &detours, left))
     }
 
     fn up(&self, lease: &LeaseId) -> Result<&Up, PlaneError> {
@@ -197,7 +196,7 @@ impl Plane for ForwardPlane {
             .and_then(|()| self.put_up(&table, &order.fault.target, &roads, until));
         if let Err(error) = done {
             // Whatever of it there is.
-            drop(self.nft.commit(filter::take_down(&table)));
+            drop(self.nft.commit(filter::take_down(&table, &order.fault.target)));
             drop(roads);
             // The first error is the one to tell; what could not be undone stays in the journal.
             drop(journal.undo(&order.lease.to_string(), &mut self.net, &mut Report::default()));
@@ -209,13 +208,15 @@ impl Plane for ForwardPlane {
 
     fn renew(&mut self, lease: &LeaseId, ttl: Ttl, _elapsed: Duration) -> Result<(), PlaneError> {
         let up = self.up(lease)?;
-        let table = up.table.clone();
         if up.roads.iter().any(|road| road.line.ask().is_none()) {
             // Nobody reads there any more.
-            self.commit("take the filter down", filter::take_down(&table))?;
+            let batch = filter::take_down(&up.table, &up.target);
+            self.commit("take the filter down", batch)?;
             return Err(system("reach the thread of the fault")(io::ErrorKind::BrokenPipe.into()));
         }
-        self.commit("renew the filter", filter::renewed(&table, ttl.get()))
+        let detours: Vec<Detour<'_>> = up.roads.iter().map(Road::detour).collect();
+        let batch = filter::renewed(&up.table, &up.target, &detours, ttl.get());
+        self.commit("renew the filter", batch)
     }
 
     fn retarget(&mut self, lease: &LeaseId, peers: &[Cidr]) -> Result<(), PlaneError> {
@@ -227,7 +228,7 @@ impl Plane for ForwardPlane {
             [] => None,
             peers => Some(with_peers(&up.target, peers).map_err(|error| cannot(error.to_string()))?),
         };
-        let batch = filter::retargeted(&up.table, peers);
+        let batch = concern::retargeted(&up.table, peers);
         self.commit("change the filter's peers", batch)?;
         for road in &self.up(lease)?.roads {
             road.line.retarget(target.clone());
@@ -236,8 +237,9 @@ impl Plane for ForwardPlane {
     }
 
     fn heal(&mut self, lease: &LeaseId, journal: &mut Journal) -> Result<(), PlaneError> {
-        let table = self.up(lease)?.table.clone();
-        match self.nft.commit(filter::take_down(&table)) {
+        let up = self.up(lease)?;
+        let batch = filter::take_down(&up.table, &up.target);
+        match self.nft.commit(batch) {
             Ok(()) => {}
             Err(error) if error.errno() == Some(nix::errno::Errno::ENOENT as i32) => {}
             Err(error) => return Err(kernel("take the filter down")(error)),
@@ -273,7 +275,13 @@ impl Plane for ForwardPlane {
 
 impl Road {
     fn detour(&self) -> Detour<'_> {
-        Detour { way: self.way, device: &self.device, into: self.index, out_of: &self.pair[1] }
+        Detour {
+            way: self.way,
+            device: &self.device.name,
+            index: self.device.index,
+            into: self.index,
+            out_of: &self.pair[1],
+        }
     }
 }
 

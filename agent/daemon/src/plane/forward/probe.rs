@@ -16,6 +16,7 @@ use crate::undo::Change;
 /// Names that no fault has: those end in a number and a letter.
 const PAIR: [&str; 2] = ["trprobe-a", "trprobe-b"];
 const TABLE: &str = "troop-probe";
+const LEASE: Duration = Duration::from_secs(1);
 
 /// Goes through every step of a fault in this direction, in the network namespace of this thread, and leaves nothing. No packet of
 /// anybody is touched.
@@ -37,11 +38,13 @@ pub fn probe(direction: Direction) -> Result<(), PlaneError> {
         let nobody = Selectors { peers: vec![Cidr::host([192, 0, 2, 1].into())], ..Selectors::default() };
         let target = Target::new(nobody, &[]).map_err(|error| super::cannot(error.to_string()))?;
         let ways = super::ways(direction);
-        let detours: Vec<_> =
-            ways.into_iter().map(|way: Way| Detour { way, device: PAIR[0], into: first, out_of: PAIR[1] }).collect();
-        nft.commit(filter::leased(TABLE, Duration::from_secs(1))).map_err(kernel("put the lease up"))?;
-        nft.commit(filter::put_up(TABLE, &target, &detours[..])).map_err(kernel("put the filter up"))?;
-        nft.commit(filter::take_down(TABLE)).map_err(kernel("take the filter down"))
+        let detours: Vec<_> = ways
+            .into_iter()
+            .map(|way: Way| Detour { way, device: PAIR[0], index: first, into: first, out_of: PAIR[1] })
+            .collect();
+        nft.commit(filter::leased(TABLE, LEASE)).map_err(kernel("put the lease up"))?;
+        nft.commit(filter::put_up(TABLE, &target, &detours[..], LEASE)).map_err(kernel("put the filter up"))?;
+        nft.commit(filter::take_down(TABLE, &target)).map_err(kernel("take the filter down"))
     });
     // Where it was not made there is nothing to remove, and what else fails is said by the step that made it.
     drop(Change::Link { name: PAIR[0].to_owned() }.undo(&mut net));
