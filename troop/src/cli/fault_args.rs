@@ -15,6 +15,9 @@ use crate::exit::{CliError, Code};
 /// Largest file of measured delays: a million of them.
 const SAMPLES_MAX_BYTES: u64 = 16 << 20;
 
+/// What says how packets fare, or to which port they go: `--dns` says both.
+const NOT_OF_DNS: [&str; 7] = ["delay", "jitter", "shape", "shape_from", "correlation", "loss", "port"];
+
 /// The shape, and the figures of those that are measured.
 type Shaped = (Shape, Option<Measured>);
 
@@ -40,7 +43,7 @@ pub(super) struct FaultArgs {
     #[arg(long, value_name = "PERCENT", value_parser = args::percent)]
     loss: Option<u32>,
     /// Name resolution instead: slow=TIME, or fail; whomever the instance asks, unless --to says whom
-    #[arg(long, value_name = "HOW", value_parser = dns, conflicts_with_all = ["delay", "loss", "port", "shape", "shape_from"])]
+    #[arg(long, value_name = "HOW", value_parser = dns, conflicts_with_all = NOT_OF_DNS)]
     dns: Option<Dns>,
     /// Whose packets: app:NAME, host:NAME, an address or a range; the policy's menu says which
     #[arg(long, value_name = "PEER", required_unless_present = "dns")]
@@ -133,9 +136,6 @@ impl FaultArgs {
             Some(Dns::Slow(time)) => FaultSpec::slow_dns(time),
             Some(Dns::Fail) => FaultSpec::no_dns(),
         };
-        if let (Some(_), Some(delay), Some(jitter)) = (self.dns, &mut fault.delay, self.jitter) {
-            delay.jitter_us = micros(jitter);
-        }
         if !self.to.is_empty() {
             fault.to.clone_from(&self.to);
         }
@@ -266,6 +266,7 @@ mod tests {
             "--delay 200ms",
             "--dns never",
             "--dns slow=2s --delay 1s",
+            "--dns fail --jitter 1ms",
             "--delay 1s --shape normal --to app:a",
             "--delay 1s --to app:a --unit web.service --cgroup a/b",
             "--delay 1s --to app:a --unit web",
