@@ -124,8 +124,14 @@ impl Seeing {
             return Err(off_limits("is the root, which is everything"));
         }
         let pids = self.pids(&found.folder)?;
-        if pids.contains(&0) {
-            return Err(off_limits("holds processes that this agent cannot see"));
+        // Numbered 0 by the kernel where they are of another namespace; without a name where /proc hides them (hidepid, ProtectProc), unless
+        // they have ended meanwhile.
+        let mut nameless = pids.iter().filter(|pid| self.name(**pid).is_none()).peekable();
+        if nameless.peek().is_some() {
+            let still = self.pids(&found.folder)?;
+            if nameless.any(|pid| still.contains(pid)) {
+                return Err(off_limits("holds processes that this agent cannot see"));
+            }
         }
         if pids.contains(&self.me) {
             return Err(off_limits("holds the agent itself"));
@@ -347,6 +353,10 @@ mod tests {
         let mut host = Host::new();
         host.runs("user.slice/user-0.slice/session-1.scope", 30, "sshd-session", 20, 70);
         host.runs("far.slice/box.service", 0, "", 0, 0);
+        host.runs("far.slice/hidden.service", 500, "sshd", 1, 0);
+        for hidden in ["0", "500"] {
+            std::fs::remove_dir_all(host.folder.path().join("proc").join(hidden)).unwrap();
+        }
         let rows = [
             ("unit:troop-agent.service", "holds the agent itself"),
             ("unit:system.slice", "holds the agent itself"),
@@ -355,6 +365,7 @@ mod tests {
             ("unit:init.scope", "holds the host's first process"),
             ("cgroup:init.scope", "holds the host's first process"),
             ("unit:box.service", "holds processes that this agent cannot see"),
+            ("unit:hidden.service", "holds processes that this agent cannot see"),
             ("unit:nobody.service", "is not on this host"),
             ("process:4000", "is not on this host"),
         ];
