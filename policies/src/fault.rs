@@ -4,6 +4,8 @@
 //! Numbers are whole, in microseconds and millionths, so that what is recorded is what is applied. The agent on the host checks it
 //! all again; an agent that does not know a part refuses the whole.
 
+mod owner;
+
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -12,6 +14,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::names::AppName;
+pub use owner::{BadOwner, Owner};
 
 /// Which of the host's packets are meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -141,7 +144,7 @@ impl fmt::Display for PortSpan {
 }
 
 /// How a delay varies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Shape {
     #[default]
@@ -149,9 +152,50 @@ pub enum Shape {
     Normal,
     Pareto,
     ParetoNormal,
+    /// As it was measured.
+    Table(ShapeTable),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// The inverse of a measured distribution function in equal steps of probability, each in 8,192ths of the jitter from the mean: what netem
+/// calls a table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<i16>")]
+pub struct ShapeTable(Vec<i16>);
+
+/// Why numbers are no [`ShapeTable`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a table of {entries} entries is not of 1 to {SHAPE_ENTRIES_MAX}")]
+pub struct BadShapeTable {
+    pub entries: usize,
+}
+
+/// Most entries of a table that travels and is recorded: they tell a tail of a thousandth, in 7 KB.
+pub const SHAPE_ENTRIES_MAX: usize = 1_024;
+/// One jitter in a table's entries.
+const SHAPE_SCALE: u64 = 8_192;
+
+impl ShapeTable {
+    /// # Errors
+    /// [`BadShapeTable`] for no entry or more than [`SHAPE_ENTRIES_MAX`].
+    pub fn new(entries: Vec<i16>) -> Result<Self, BadShapeTable> {
+        let sound = (1..=SHAPE_ENTRIES_MAX).contains(&entries.len());
+        if sound { Ok(Self(entries)) } else { Err(BadShapeTable { entries: entries.len() }) }
+    }
+
+    pub fn entries(&self) -> &[i16] {
+        &self.0
+    }
+}
+
+impl TryFrom<Vec<i16>> for ShapeTable {
+    type Error = BadShapeTable;
+
+    fn try_from(entries: Vec<i16>) -> Result<Self, BadShapeTable> {
+        Self::new(entries)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DelaySpec {
     pub mean_us: u64,
@@ -164,6 +208,22 @@ pub struct DelaySpec {
     /// Whether jitter may let packets of a flow overtake each other.
     #[serde(default)]
     pub reorders: bool,
+}
+
+impl DelaySpec {
+    /// The longest that it is meant to be: with its jitter, or with as much of it as a measured table goes beyond the mean. The tails of the
+    /// named shapes go further, up to four times the jitter.
+    pub fn longest_us(&self) -> u64 {
+        let beyond = match &self.shape {
+            Shape::Uniform | Shape::Normal | Shape::Pareto | Shape::ParetoNormal => self.jitter_us,
+            Shape::Table(table) => {
+                let most =
+                    table.entries().iter().copied().max().map_or(0, |most| u64::from(most.max(0).unsigned_abs()));
+                self.jitter_us.saturating_mul(most).div_ceil(SHAPE_SCALE)
+            }
+        };
+        self.mean_us.saturating_add(beyond)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -209,6 +269,9 @@ pub struct FaultSpec {
     pub remote_ports: Vec<PortSpan>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub local_ports: Vec<PortSpan>,
+    /// Only what a socket of it sends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<Owner>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delay: Option<DelaySpec>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -231,6 +294,9 @@ pub struct FaultSpec {
     #[serde(default)]
     pub ramp_us: u64,
 }
+
+/// Where resolvers are asked (RFC 1035).
+const DNS_PORT: PortSpan = PortSpan { first: 53, last: 53 };
 
 /// All of it, in millionths.
 pub const ALL_PPM: u32 = 1_000_000;
@@ -260,19 +326,39 @@ impl FaultSpec {
         Self { to, delay: Some(delay), ..Self::default() }
     }
 
+    /// Slow name resolution: a delay of whatever goes to port 53 of anybody. By TCP as well as UDP, for long answers come by TCP.
+    pub fn slow_dns(mean: Duration) -> Self {
+        Self { remote_ports: vec![DNS_PORT], ..Self::delay(mean, vec![Peer::Everything]) }
+    }
+
+    /// Failing name resolution: no question arrives. A resolver that answers SERVFAIL would be another fault; one that is not there is what
+    /// a host meets when its resolver or the way to it is down.
+    pub fn no_dns() -> Self {
+        let all = ChanceSpec { ppm: ALL_PPM, correlation_ppm: 0 };
+        Self { to: vec![Peer::Everything], remote_ports: vec![DNS_PORT], loss: Some(all), ..Self::default() }
+    }
+
+    /// Whether it concerns name resolution, whomever this host asks, and nothing besides.
+    pub fn is_of_dns(&self) -> bool {
+        self.to == [Peer::Everything] && self.remote_ports == [DNS_PORT] && self.protocol != Some(Protocol::Icmp)
+    }
+
     /// By how much the median of a round trip to a peer must grow for the fault to count as shown: half of the delay, so
     /// that jitter and a busy host do not hide what is there. `None` where no delay was asked for.
     pub fn least_shown(&self) -> Option<Duration> {
         let directions = if self.direction == Direction::Both { 2 } else { 1 };
-        self.delay.map(|delay| Duration::from_micros(delay.mean_us * directions / 2))
+        self.delay.as_ref().map(|delay| Duration::from_micros(delay.mean_us * directions / 2))
     }
 
     fn effects(&self) -> Vec<String> {
         let mut parts = Vec::new();
-        if let Some(delay) = self.delay {
+        if let Some(delay) = &self.delay {
             let mut text = format!("+{}", in_words(delay.mean_us));
             if delay.jitter_us > 0 {
                 text.push_str(&format!(" jitter {}", in_words(delay.jitter_us)));
+            }
+            if matches!(delay.shape, Shape::Table(_)) {
+                text.push_str(" as measured");
             }
             parts.push(text);
         }
@@ -295,13 +381,20 @@ impl fmt::Display for FaultSpec {
             Direction::Both => "to and from",
         };
         let peers: Vec<String> = self.to.iter().map(Peer::to_string).collect();
-        write!(f, " {word} {}", peers.join(", "))?;
         let ports = |spans: &[PortSpan]| spans.iter().map(PortSpan::to_string).collect::<Vec<_>>().join(", ");
-        if !self.remote_ports.is_empty() {
+        if self.is_of_dns() {
+            write!(f, " {word} DNS, whoever is asked")?;
+        } else {
+            write!(f, " {word} {}", peers.join(", "))?;
+        }
+        if !self.remote_ports.is_empty() && !self.is_of_dns() {
             write!(f, " port {}", ports(&self.remote_ports))?;
         }
         if !self.local_ports.is_empty() {
             write!(f, " from port {}", ports(&self.local_ports))?;
+        }
+        if let Some(of) = &self.of {
+            write!(f, " of {of}")?;
         }
         match self.flows_ppm {
             Some(share) => write!(f, " ({} of the flows)", percent(share)),
@@ -356,6 +449,38 @@ mod tests {
         spec.flows_ppm = Some(300_000);
         let said = "+200 ms jitter 1.500 ms, loss 0.5 % to app:pricing port 80 (30 % of the flows)";
         assert_eq!(spec.to_string(), said);
+        spec.of = Some("unit:web.service".parse().unwrap());
+        spec.flows_ppm = None;
+        assert_eq!(spec.to_string(), "+200 ms jitter 1.500 ms, loss 0.5 % to app:pricing port 80 of unit:web.service");
+    }
+
+    #[test]
+    fn slow_and_failing_names_are_delay_and_loss_at_port_53() {
+        let (slow, fails) = (FaultSpec::slow_dns(Duration::from_secs(2)), FaultSpec::no_dns());
+        assert_eq!(slow.to_string(), "+2 s to DNS, whoever is asked");
+        assert_eq!(fails.to_string(), "loss 100 % to DNS, whoever is asked");
+        let one = FaultSpec { to: vec![peer("10.0.0.2")], ..slow };
+        assert_eq!(one.to_string(), "+2 s to 10.0.0.2 port 53");
+        assert!(!one.is_of_dns());
+    }
+
+    #[test]
+    fn a_measured_shape_has_a_bound_of_its_own_and_a_limit() {
+        let measured = |entries| Shape::Table(ShapeTable::new(entries).unwrap());
+        let mut spec = FaultSpec::delay(Duration::from_millis(100), vec![peer("app:a")]);
+        let delay = spec.delay.as_mut().unwrap();
+        delay.jitter_us = 10_000;
+        assert_eq!(delay.longest_us(), 110_000);
+        delay.shape = measured(vec![-8_192, 0, 16_384]);
+        assert_eq!(delay.longest_us(), 120_000);
+        assert_eq!(spec.to_string(), "+100 ms jitter 10 ms as measured to app:a");
+        let text = serde_json::to_string(&spec).unwrap();
+        assert!(text.contains(r#""shape":{"table":[-8192,0,16384]}"#), "{text}");
+        assert_eq!(serde_json::from_str::<FaultSpec>(&text).unwrap(), spec);
+        for entries in [Vec::new(), vec![0; SHAPE_ENTRIES_MAX + 1]] {
+            let bad = text.replace("[-8192,0,16384]", &serde_json::to_string(&entries).unwrap());
+            assert!(serde_json::from_str::<FaultSpec>(&bad).is_err());
+        }
     }
 
     #[test]

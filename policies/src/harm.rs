@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::fault::{FaultSpec, Peer, in_words};
-use crate::policy::{AppPolicy, ChaosPolicy, KillStyle, LatencyPolicy, Rate};
+use crate::fault::{ALL_PPM, FaultSpec, Peer, in_words};
+use crate::policy::{AppPolicy, ChaosPolicy, DnsFault, KillStyle, LatencyPolicy, Rate};
 use crate::spared::Spared;
 use crate::step::How;
 
@@ -30,7 +30,7 @@ pub(crate) struct MonkeyPolicy {
 pub(crate) enum Allowed {
     Kill(How),
     /// Whatever the menu allows.
-    Fault(LatencyPolicy),
+    Fault(Box<LatencyPolicy>),
 }
 
 impl Harm<'_> {
@@ -53,7 +53,7 @@ impl Harm<'_> {
                     latency.allows(fault, lasts).map_err(|why| Spared::NotOnMenu { why })?;
                 }
                 let LatencyPolicy { leashed, rate, during_push, .. } = *latency;
-                Ok((MonkeyPolicy { leashed, rate, during_push }, Allowed::Fault(latency.clone())))
+                Ok((MonkeyPolicy { leashed, rate, during_push }, Allowed::Fault(Box::new(latency.clone()))))
             }
         }
     }
@@ -73,24 +73,34 @@ impl LatencyPolicy {
     /// What is not on it, for people.
     pub fn allows(&self, fault: &FaultSpec, lasts: Duration) -> Result<(), String> {
         let place = &self.place;
-        for peer in &fault.to {
-            let named = matches!(peer, Peer::App(_)) && self.to.contains(&peer.to_string());
-            if !named {
-                return Err(format!("`to` at {place} does not list {peer}"));
-            }
+        let of_dns = fault.is_of_dns();
+        let unnamed = fault.to.iter().find(|peer| **peer == Peer::Everything || !self.to.contains(&peer.to_string()));
+        if let Some(peer) = unnamed.filter(|_| !of_dns) {
+            return Err(format!("`to` at {place} does not list {peer}"));
         }
         if fault.to.is_empty() {
             return Err("the fault names no peer".to_owned());
         }
+        let fails_dns = of_dns && fault.loss.is_some_and(|loss| loss.ppm >= ALL_PPM);
+        let dns = [(of_dns && fault.delay.is_some(), DnsFault::Slow), (fails_dns, DnsFault::Fail)];
+        if let Some((_, kind)) = dns.into_iter().find(|(asked, kind)| *asked && !self.dns.contains(kind)) {
+            return Err(format!("`dns` at {place} does not list \"{}\"", kind.name()));
+        }
+        if of_dns && self.dns.is_empty() {
+            return Err(format!("{place} has no `dns`"));
+        }
+        if let Some(of) = self.of.as_ref().filter(|of| fault.of.as_ref() != Some(*of)) {
+            return Err(format!("{place} is about {of} alone, so the fault has to name it"));
+        }
         let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        if let Some(delay) = fault.delay {
-            let (longest, most) = (delay.mean_us.saturating_add(delay.jitter_us), micros(self.delay_max()));
+        if let Some(delay) = &fault.delay {
+            let (longest, most) = (delay.longest_us(), micros(self.delay_max()));
             if longest > most {
                 let (asked, most) = (in_words(longest), in_words(most));
                 return Err(format!("a delay of up to {asked} is more than {place} allows, {most}"));
             }
         }
-        if let Some(loss) = fault.loss {
+        if let Some(loss) = fault.loss.filter(|_| !fails_dns) {
             let most = self.loss_percent.map_or(0.0, |(_, most)| most);
             if f64::from(loss.ppm) / 1e4 > most {
                 return Err(format!(
@@ -126,7 +136,7 @@ impl LatencyPolicy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fault::{ChanceSpec, ReorderSpec};
+    use crate::fault::{ChanceSpec, ReorderSpec, Shape, ShapeTable};
     use crate::policy::Place;
 
     fn menu() -> LatencyPolicy {
@@ -140,6 +150,8 @@ mod tests {
             lasts: Duration::from_secs(60),
             instances: 1,
             to: vec!["app:pricing".to_owned()],
+            of: None,
+            dns: Vec::new(),
             abort_when: None,
             during_push: false,
         }
@@ -182,5 +194,57 @@ mod tests {
             let why = menu().allows(&fault, lasts).unwrap_err();
             assert!(why.contains(expected), "{why}");
         }
+    }
+
+    #[test]
+    fn a_measured_shape_counts_with_its_own_longest() {
+        let mut measured = delay(200);
+        let shape = Shape::Table(ShapeTable::new(vec![0, 8_192 * 2]).unwrap());
+        measured.delay.iter_mut().for_each(|delay| (delay.jitter_us, delay.shape) = (50_000, shape.clone()));
+        assert_eq!(menu().allows(&measured, MINUTE), Ok(()));
+        measured.delay.iter_mut().for_each(|delay| delay.jitter_us = 60_000);
+        let why = menu().allows(&measured, MINUTE).unwrap_err();
+        assert!(why.contains("a delay of up to 320 ms is more"), "{why}");
+    }
+
+    #[test]
+    fn addresses_and_host_names_are_taken_as_they_are_written_and_everything_never() {
+        let to = |peer: &str| FaultSpec { to: vec![peer.parse().unwrap()], ..delay(50) };
+        let menu = LatencyPolicy { to: vec!["host:db.local".to_owned(), "10.0.0.0/24".to_owned()], ..menu() };
+        assert_eq!(menu.allows(&to("host:db.local"), MINUTE), Ok(()));
+        assert_eq!(menu.allows(&to("10.0.0.0/24"), MINUTE), Ok(()));
+        assert!(menu.allows(&to("10.0.0.7"), MINUTE).is_err());
+        let all = LatencyPolicy { to: vec!["everything".to_owned()], ..menu };
+        assert_eq!(all.allows(&to("everything"), MINUTE).unwrap_err(), "`to` at shop.toml:7 does not list everything");
+    }
+
+    #[test]
+    fn a_menu_of_a_unit_is_of_that_unit_alone() {
+        let of = |unit: &str| FaultSpec { of: Some(unit.parse().unwrap()), ..delay(50) };
+        let units = LatencyPolicy { of: Some("unit:web.service".parse().unwrap()), ..menu() };
+        assert_eq!(units.allows(&of("unit:web.service"), MINUTE), Ok(()));
+        for other in [delay(50), of("unit:db.service")] {
+            let why = units.allows(&other, MINUTE).unwrap_err();
+            assert_eq!(why, "shop.toml:7 is about unit:web.service alone, so the fault has to name it");
+        }
+        // One that names nobody lets a fault concern less than it might.
+        assert_eq!(menu().allows(&of("unit:web.service"), MINUTE), Ok(()));
+    }
+
+    #[test]
+    fn name_resolution_is_touched_as_far_as_the_menu_says_so() {
+        let slow = FaultSpec::slow_dns(Duration::from_millis(300));
+        let fails = FaultSpec::no_dns();
+        assert_eq!(menu().allows(&slow, MINUTE).unwrap_err(), "`dns` at shop.toml:7 does not list \"slow\"");
+        let slows = LatencyPolicy { dns: vec![DnsFault::Slow], ..menu() };
+        assert_eq!(slows.allows(&slow, MINUTE), Ok(()));
+        assert_eq!(slows.allows(&fails, MINUTE).unwrap_err(), "`dns` at shop.toml:7 does not list \"fail\"");
+        let slower = FaultSpec::slow_dns(Duration::from_millis(301));
+        assert!(slows.allows(&slower, MINUTE).unwrap_err().contains("a delay of up to 301 ms"));
+        let both = LatencyPolicy { dns: vec![DnsFault::Slow, DnsFault::Fail], ..menu() };
+        assert_eq!(both.allows(&fails, MINUTE), Ok(()));
+        // All the traffic there is, but for its port.
+        let web = FaultSpec { remote_ports: Vec::new(), ..fails };
+        assert!(both.allows(&web, MINUTE).is_err());
     }
 }

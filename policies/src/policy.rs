@@ -10,6 +10,7 @@ use std::time::Duration;
 use jiff::civil::{Date, DateTime, Time, Weekday};
 use jiff::tz::TimeZone;
 
+use crate::fault::Owner;
 use crate::ids::{AccountName, RegionName, TeamName};
 use crate::inventory::Group;
 use crate::names::{AppName, ClusterName};
@@ -163,9 +164,32 @@ pub struct LatencyPolicy {
     pub loss_percent: Option<(f64, f64)>,
     pub lasts: Duration,
     pub instances: u32,
+    /// As [`crate::fault::Peer`]s are written.
     pub to: Vec<String>,
+    /// Only the packets of this on the instance's host.
+    pub of: Option<Owner>,
+    /// What may be done to its name resolution, on demand: never drawn.
+    pub dns: Vec<DnsFault>,
     pub abort_when: Option<AbortWhen>,
     pub during_push: bool,
+}
+
+/// What may befall name resolution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DnsFault {
+    /// As slow as the menu's delay lets it be.
+    Slow,
+    /// No question arrives.
+    Fail,
+}
+
+impl DnsFault {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Slow => "slow",
+            Self::Fail => "fail",
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -8,13 +8,13 @@ use std::net::{IpAddr, SocketAddr};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::fault::{Fault, Flow, Ports, protocol as numbers};
+use crate::fault::{Cgroup, Fault, Flow, Ports, protocol as numbers};
 use crate::host::{Do, Host, Phase};
 use crate::lease::{Command, CommandNumber, LEASES_MAX, Table};
 use crate::moment::Moment;
 use crate::netem::{Options, Write};
 use crate::protocol::{
-    self, BadMessage, FromAgent, MESSAGE_MAX_BYTES, Measured, MeasuredBy, TEXT_MAX_BYTES, ToAgent, fault_of,
+    self, BadMessage, Found, FromAgent, MESSAGE_MAX_BYTES, Measured, MeasuredBy, TEXT_MAX_BYTES, ToAgent, fault_of,
 };
 
 /// The other end of the agent's own connection.
@@ -57,7 +57,8 @@ fn from_agent(line: &[u8]) {
 }
 
 fn to_agent(line: &[u8], host: &mut Host, now: Moment) {
-    let ordered = match taken::<ToAgent>(line).map(ToAgent::ordered) {
+    let heard = taken::<ToAgent>(line).or_else(|| protocol::heard(line).ok());
+    let ordered = match heard.map(ToAgent::ordered) {
         Some(Ok(Some(ordered))) => ordered,
         Some(Err(why)) => return told(&why, why.hint()),
         Some(Ok(None)) | None => return,
@@ -66,7 +67,9 @@ fn to_agent(line: &[u8], host: &mut Host, now: Moment) {
         if !matches!(command, Command::Grant { .. }) {
             return Ok(());
         }
-        let fault = fault_of(spec, peers, &[SocketAddr::from(CHANNEL)]).map_err(|why| {
+        let channel = [SocketAddr::from(CHANNEL)];
+        let found = Found { peers, cgroup: spec.of.as_ref().map(|_| Cgroup { level: 2, id: 77 }), channel: &channel };
+        let fault = fault_of(spec, found).map_err(|why| {
             told(&why, why.hint());
             why.to_string()
         })?;

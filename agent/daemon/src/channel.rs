@@ -182,7 +182,7 @@ async fn read(mut body: hyper::body::Incoming, events: &mpsc::Sender<Event>) -> 
         buffer.extend_from_slice(&data);
         while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = buffer.drain(..=end).collect();
-            let message = protocol::read(&line[..end])?;
+            let message = protocol::heard(&line[..end])?;
             if events.send(Event::Message(message)).await.is_err() {
                 return Ok(());
             }

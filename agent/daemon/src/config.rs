@@ -181,8 +181,8 @@ impl HostPolicy {
         if !forbidden.is_empty() {
             return Err(format!("this host's agent.toml does not allow {}", forbidden.join(", ")));
         }
-        if let Some(delay) = spec.delay {
-            let longest = Duration::from_micros(delay.mean_us.saturating_add(delay.jitter_us));
+        if let Some(delay) = &spec.delay {
+            let longest = Duration::from_micros(delay.longest_us());
             if longest > self.delay_max {
                 let (asked, most) = (words(longest), words(self.delay_max));
                 return Err(format!("a delay of {asked} is longer than this host's agent.toml allows, {most}"));

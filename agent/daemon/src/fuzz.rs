@@ -7,9 +7,9 @@ use rand::SeedableRng as _;
 use rand::rngs::Xoshiro256PlusPlus;
 use troop_agent_core::fault::{Cidr, FlowHash, Order};
 use troop_agent_core::moment::Moment;
-use troop_agent_core::protocol::fault_of;
+use troop_agent_core::protocol::{Found, fault_of};
 use troop_agent_core::shaper::{Bound, Handled, Leaving, Packet, Setup, Shaper};
-use troop_policies::fault::{ChanceSpec, DelaySpec, FaultSpec, Peer, PortSpan, ReorderSpec, Shape};
+use troop_policies::fault::{ChanceSpec, DelaySpec, FaultSpec, Peer, PortSpan, ReorderSpec, Shape, ShapeTable};
 
 use crate::config::HostPolicy;
 use crate::packet::{self, Way};
@@ -35,7 +35,7 @@ impl Packet for Handle {
 /// When it does not hold.
 pub fn packets(data: &[u8]) {
     let Some((head, mut rest)) = data.split_first_chunk::<16>() else { return };
-    let Ok(fault) = fault_of(&spec(head), &peers(head), &[]) else { return };
+    let Ok(fault) = fault_of(&spec(head), Found { peers: &peers(head), ..Found::default() }) else { return };
     let delay = fault.effect.parts().delay.as_ref();
     let keeps_order = delay.is_none_or(|delay| delay.order() == Order::Kept) && head[9] == 0;
     // No jitter, rate, overtaking, share of the flows or ramp.
@@ -107,13 +107,14 @@ fn same_from_both_sides(frame: &[u8]) -> Option<troop_agent_core::fault::Flow> {
 /// A fault of the first bytes: most of them turn one part on.
 fn spec(head: &[u8; 16]) -> FaultSpec {
     let chance = |byte: u8| (byte > 0).then(|| ChanceSpec { ppm: u32::from(byte) * 3_921, correlation_ppm: 0 });
-    let shapes = [Shape::Uniform, Shape::Normal, Shape::Pareto, Shape::ParetoNormal];
+    let measured = ShapeTable::new(vec![-8_192, -100, 0, i16::from(head[4]) * 100]).expect("four entries");
+    let shapes = [Shape::Uniform, Shape::Normal, Shape::Pareto, Shape::ParetoNormal, Shape::Table(measured)];
     let mean_us = u64::from(u16::from_le_bytes([head[0], head[1]])) * 10;
     let delay = DelaySpec {
         mean_us,
         jitter_us: mean_us * u64::from(head[2]) / 255,
         correlation_ppm: u32::from(head[3]) * 3_921,
-        shape: shapes[usize::from(head[4] % 4)],
+        shape: shapes[usize::from((head[4] >> 3) % 5)].clone(),
         reorders: head[4] & 4 != 0,
     };
     FaultSpec {

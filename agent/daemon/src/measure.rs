@@ -1,4 +1,5 @@
-//! Measuring a fault on the wire: how long a TCP handshake with a targeted peer takes.
+//! Measuring a fault on the wire: how long a TCP handshake with a targeted peer takes, or else what the connections that there are have to
+//! say.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,6 +13,14 @@ use troop_agent_core::protocol::{Measured, MeasuredBy};
 const PROBES: u32 = 5;
 /// How far apart they begin: far enough not to queue behind each other, and all within a tenth of a second.
 const APART: Duration = Duration::from_millis(20);
+
+/// The median of connections' round trips; `None` where there are none.
+pub(crate) fn of_connections(mut round_trips: Vec<Duration>) -> Option<Measured> {
+    round_trips.sort();
+    let count = u32::try_from(round_trips.len()).unwrap_or(u32::MAX);
+    let median_us = u64::try_from(median(&round_trips)?.as_micros()).unwrap_or(u64::MAX);
+    Some(Measured { median_us: Some(median_us), sent: count, back: count, by: MeasuredBy::Sockets })
+}
 
 /// The first of these peers that accepts a connection within `patience`.
 pub(crate) async fn reachable(peers: &[SocketAddr], patience: Duration) -> Option<SocketAddr> {

@@ -2,12 +2,19 @@
 #![cfg(test)]
 #![expect(clippy::print_stdout, reason = "figures that a reader of the run wants")]
 
+#[path = "forward/asked.rs"]
+mod asked;
 #[path = "forward/delay.rs"]
 mod delay;
 #[path = "forward/end.rs"]
 mod end;
+#[path = "forward/group.rs"]
+#[expect(dead_code, reason = "the tests of leases need more of it")]
+mod group;
 #[path = "forward/loss.rs"]
 mod loss;
+#[path = "forward/owner.rs"]
+mod owner;
 #[path = "forward/speed.rs"]
 mod speed;
 #[path = "tun/mod.rs"]

@@ -14,8 +14,13 @@ mod cause;
 mod control;
 #[path = "trials/cut.rs"]
 mod cut;
+#[path = "forward/group.rs"]
+#[expect(dead_code, reason = "the tests of the forwarder need more of it")]
+mod group;
 #[path = "trials/host.rs"]
 mod host;
+#[path = "trials/order.rs"]
+mod order;
 #[path = "trials/probe.rs"]
 mod probe;
 #[path = "trials/quiet.rs"]

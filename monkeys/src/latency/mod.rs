@@ -35,6 +35,7 @@ pub fn draw_fault(
     if let (Some((least, most)), Some(delay)) = (menu.jitter, &mut fault.delay) {
         delay.jitter_us = within(&mut draws, millis(least), millis(most))? * 1_000;
     }
+    fault.of.clone_from(&menu.of);
     if let Some((least, most)) = menu.loss_percent {
         let steps = |percent: f64| {
             // A percentage of a policy file, from 0 to 100.
@@ -89,6 +90,8 @@ mod tests {
             lasts: Duration::from_secs(60),
             instances: 1,
             to: vec!["app:pricing".to_owned()],
+            of: None,
+            dns: Vec::new(),
             abort_when: None,
             during_push: false,
         }

@@ -7,10 +7,11 @@ use toml::de::DeTable;
 use super::cron::cron;
 use super::diagnostic::{Findings, shown};
 use super::policy::{bounded, read};
-use super::raw::{RawAbortWhen, RawChaos, RawDrill, RawKill, RawLatency};
+use super::raw::{RawAbortWhen, RawChaos, RawDns, RawDrill, RawKill, RawLatency};
 use super::scalar::{DurationText, OneOrRange, PercentText, Sp, percent};
+use crate::fault::{Owner, Peer};
 use crate::names::AppName;
-use crate::policy::{AbortWhen, ChaosPolicy, Drill, FAULT_LASTS_MAX, KillStyle, LatencyPolicy, Rate};
+use crate::policy::{AbortWhen, ChaosPolicy, DnsFault, Drill, FAULT_LASTS_MAX, KillStyle, LatencyPolicy, Rate};
 
 const DRAIN: Duration = Duration::from_secs(30);
 /// Balancers cut connections that drain for longer.
@@ -57,6 +58,7 @@ pub(crate) fn latency(raw: &Sp<RawLatency>, leashed: bool, out: &mut Findings<'_
         );
     }
     fields.to.iter().flatten().for_each(|to| target(to, out));
+    let of = fields.of.as_ref().and_then(|of| owner(of, out));
     let rate = rate(fields.mean_workdays.as_ref(), fields.min_workdays.as_ref(), out);
     let span = |key: &'static str, text: Option<&Sp<OneOrRange<DurationText>>>, out: &mut Findings<'_>| {
         text.and_then(|t| range(t, key, |one, out| bounded(one, key, DELAY_MIN, DELAY_MAX, out), out))
@@ -76,6 +78,8 @@ pub(crate) fn latency(raw: &Sp<RawLatency>, leashed: bool, out: &mut Findings<'_
         lasts: lasts?,
         instances: fields.instances.as_ref().map_or(1, |i| *i.get()),
         to: fields.to.as_ref()?.iter().map(|t| t.get().clone()).collect(),
+        of,
+        dns: fields.dns.iter().flatten().map(|dns| dns_fault(*dns.get())).collect(),
         abort_when,
         during_push: fields.during_push.as_ref().is_some_and(|d| *d.get()),
     })
@@ -158,10 +162,31 @@ fn abort(raw: &RawAbortWhen, out: &mut Findings<'_>) -> Option<AbortWhen> {
     Some(AbortWhen { errors_above_percent: above?, over: over? })
 }
 
+fn dns_fault(raw: RawDns) -> DnsFault {
+    match raw {
+        RawDns::Slow => DnsFault::Slow,
+        RawDns::Fail => DnsFault::Fail,
+    }
+}
+
+/// Numbers of processes change with every start: no file can know one.
+fn owner(of: &Sp<String>, out: &mut Findings<'_>) -> Option<Owner> {
+    let owner = of.get().parse().ok().filter(|owner| !matches!(owner, Owner::Pid(_)));
+    if owner.is_none() {
+        let hint = "write unit:NAME.service, process:NAME or cgroup:PATH".to_owned();
+        out.error(of.span(), format!("`{}` names nothing on a host", shown(of.get())), Some(hint));
+    }
+    owner
+}
+
 fn target(to: &Sp<String>, out: &mut Findings<'_>) {
-    let app = to.get().strip_prefix("app:").map(|name| AppName::new(name).is_ok());
-    if app != Some(true) {
-        let hint = "write app:NAME with the application that is called, such as \"app:payments\"".to_owned();
+    // Written as it is said elsewhere, for it is compared as a text; and never everything.
+    let peer = to.get().parse::<Peer>().ok().filter(|peer| *peer != Peer::Everything && peer.to_string() == *to.get());
+    if peer.is_none() {
+        let hint =
+            "write app:NAME with the application that is called, such as \"app:payments\"; or host:NAME, an address, \
+                    or a range such as 10.0.0.0/24"
+                .to_owned();
         out.error(to.span(), format!("`{}` names no traffic", shown(to.get())), Some(hint));
     }
 }

@@ -225,13 +225,26 @@ pub(crate) struct RawLatency {
     /// Instances delayed at once (1 unless said otherwise).
     #[schemars(range(min = 1, max = 1_000))]
     pub instances: Option<Sp<u32>>,
-    /// Only this traffic is delayed, as `app:NAME`.
+    /// Only this traffic is delayed: `app:NAME`, `host:NAME`, an address or a range of them.
     #[schemars(required, length(min = 1, max = 50), extend("uniqueItems" = true, "examples" = [["app:payments"]]))]
     pub to: Option<Vec<Sp<String>>>,
+    /// Only packets of this on the host: `unit:NAME`, `process:NAME` or `cgroup:PATH` (of everything on it unless said otherwise).
+    #[schemars(extend("examples" = ["unit:checkout.service"]))]
+    pub of: Option<Sp<String>>,
+    /// What `troop latency --dns` may do: `slow`, within `delay`, and `fail`. Never drawn.
+    #[schemars(length(min = 1, max = 2), extend("uniqueItems" = true))]
+    pub dns: Option<Vec<Sp<RawDns>>>,
     /// When to stop before the time.
     pub abort_when: Option<Sp<RawAbortWhen>>,
     /// `true`: also while a push holds the cluster.
     pub during_push: Option<Sp<bool>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum RawDns {
+    Slow,
+    Fail,
 }
 
 /// The error rate at the balancer that ends an act early.

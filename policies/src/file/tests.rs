@@ -6,7 +6,7 @@ mod limits;
 
 use super::*;
 use crate::names::AppName;
-use crate::policy::{Grouping, KillStyle};
+use crate::policy::{DnsFault, Grouping, KillStyle};
 
 const SHOP: &str = include_str!("../../examples/shop.toml");
 const SITE: &str = r#"site = "acme"
@@ -145,6 +145,27 @@ fn one_value_stands_for_a_range_of_itself() {
     let ms = std::time::Duration::from_millis;
     assert_eq!((latency.delay, latency.jitter), ((ms(250), ms(250)), Some((ms(10), ms(10)))));
     assert_eq!(latency.loss_percent, Some((0.5, 2.0)));
+}
+
+#[test]
+fn a_menu_names_peers_of_every_kind_whose_packets_and_what_may_befall_names() {
+    let kinds =
+        "[\"app:payments\", \"host:db.local\", \"10.0.0.0/24\"]\nof = \"unit:web.service\"\ndns = [\"slow\", \"fail\"]";
+    let policy = good(&with(SHOP, "[\"app:payments\"]", kinds));
+    let latency = policy.apps.values().next().unwrap().latency.as_ref().unwrap();
+    assert_eq!(latency.to, ["app:payments", "host:db.local", "10.0.0.0/24"]);
+    assert_eq!(latency.of, Some("unit:web.service".parse().unwrap()));
+    assert_eq!(latency.dns, [DnsFault::Slow, DnsFault::Fail]);
+    for bad in [
+        "[\"everything\"]",
+        "[\"10.0.0.7/32\"]",
+        "[\"app:payments\"]\nof = \"web.service\"",
+        "[\"app:payments\"]\nof = \"process:4711\"",
+        "[\"app:payments\"]\ndns = [\"explode\"]",
+    ] {
+        let found = parse_policy("policies/shop.toml", &with(SHOP, "[\"app:payments\"]", bad)).unwrap_err();
+        assert!(found.iter().all(|d| d.severity == Severity::Error && d.hint.is_some()), "{bad}: {found:?}");
+    }
 }
 
 /// Each row changes one thing of the full example; the snapshot holds everything that is then told.

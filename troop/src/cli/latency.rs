@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use clap::Args;
 use troop_cloud::local::agents::secret_file;
-use troop_policies::fault::{ChanceSpec, FaultSpec, Peer, PortSpan};
 
 use super::args::{self, Output};
 use super::context::{self, Context};
 use super::demand::DemandArgs;
+use super::fault_args::FaultArgs;
 use super::watch::{self, Wait};
 use crate::agents::HostName;
 use crate::agents::token::AgentsSecret;
@@ -30,27 +30,8 @@ use crate::views::running;
 pub(super) struct LatencyArgs {
     #[command(flatten)]
     demand: DemandArgs,
-    /// How long each packet is held
-    #[arg(long, value_name = "TIME", value_parser = args::span, default_value = "0ms")]
-    delay: Duration,
-    /// By how much that varies
-    #[arg(long, value_name = "TIME", value_parser = args::span, default_value = "0ms")]
-    jitter: Duration,
-    /// How many packets are lost
-    #[arg(long, value_name = "PERCENT", value_parser = args::percent)]
-    loss: Option<u32>,
-    /// Whose packets: app:NAME; the policy's menu says which
-    #[arg(long, value_name = "PEER", required = true)]
-    to: Vec<Peer>,
-    /// Only packets to this port of theirs
-    #[arg(long, value_name = "PORT")]
-    port: Vec<u16>,
-    /// How many of the flows
-    #[arg(long, value_name = "PERCENT", value_parser = args::percent)]
-    percent: Option<u32>,
-    /// How long it takes to grow to all of that
-    #[arg(long, value_name = "TIME", value_parser = args::span, default_value = "0ms")]
-    ramp: Duration,
+    #[command(flatten)]
+    fault: FaultArgs,
     /// How long it lasts
     #[arg(long = "for", value_name = "TIME", value_parser = args::span, default_value = "60s")]
     lasts: Duration,
@@ -105,7 +86,7 @@ pub(super) async fn run(cx: &Context, args: LatencyArgs) -> Result<Code, CliErro
     let state = cx.state()?;
     let output = args.output;
     let request = LatencyRequest {
-        fault: fault(&args),
+        fault: args.fault.spec()?,
         lasts: args.lasts,
         reason: args.demand.reason(),
         target: args.demand.target,
@@ -127,24 +108,6 @@ pub(super) async fn run(cx: &Context, args: LatencyArgs) -> Result<Code, CliErro
         }
         _ => Err(CliError::new(Code::LeftBehind, "nobody can say whether it is there; its lease lapses by itself")
             .hint("`troop status` shows it until it is known to be gone")),
-    }
-}
-
-fn fault(args: &LatencyArgs) -> FaultSpec {
-    let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-    let ppm = |percent: u32| percent.saturating_mul(10_000);
-    let mut fault = FaultSpec::delay(args.delay, args.to.clone());
-    if args.delay.is_zero() && args.jitter.is_zero() {
-        fault.delay = None;
-    } else if let Some(delay) = &mut fault.delay {
-        delay.jitter_us = micros(args.jitter);
-    }
-    FaultSpec {
-        loss: args.loss.map(|percent| ChanceSpec { ppm: ppm(percent), correlation_ppm: 0 }),
-        remote_ports: args.port.iter().map(|port| PortSpan { first: *port, last: *port }).collect(),
-        flows_ppm: args.percent.map(ppm),
-        ramp_us: micros(args.ramp),
-        ..fault
     }
 }
 

@@ -11,6 +11,7 @@ mod demand;
 mod demo;
 mod deploy;
 mod explain;
+mod fault_args;
 mod follow;
 mod forecast;
 mod halt;
@@ -75,7 +76,7 @@ enum Command {
     Explain(explain::ExplainArgs),
     History(history::HistoryArgs),
     Kill(kill::KillArgs),
-    Latency(latency::LatencyArgs),
+    Latency(Box<latency::LatencyArgs>),
     Agents(latency::AgentsArgs),
     Halt(halt::HaltArgs),
     Resume(halt::ResumeArgs),
@@ -132,7 +133,7 @@ fn run(cli: Cli) -> Result<Code, CliError> {
         Command::Explain(args) => context::block_on(explain::run(&cx, &args)),
         Command::History(args) => context::block_on(history::run(&cx, &args)),
         Command::Kill(args) => context::block_on(kill::run(&cx, args)),
-        Command::Latency(args) => context::block_on(latency::run(&cx, args)),
+        Command::Latency(args) => context::block_on(latency::run(&cx, *args)),
         Command::Agents(args) => context::block_on(latency::agents(&cx, &args)),
         Command::Halt(args) => context::block_on(halt::halt(&cx, &args)),
         Command::Resume(args) => context::block_on(halt::resume(&cx, &args)),

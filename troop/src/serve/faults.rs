@@ -339,6 +339,7 @@ fn why_not(story: &Story) -> String {
 pub fn measured_in_words(story: &Story) -> String {
     let by = match story.applied.as_ref().map(|applied| applied.by) {
         Some(MeasuredBy::Handshake) => "measured on the wire",
+        Some(MeasuredBy::Sockets) => "as the host's own connections have it",
         Some(MeasuredBy::Plane) => "as its plane counts",
         Some(MeasuredBy::Unknown) | None => "not measured",
     };

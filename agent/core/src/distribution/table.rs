@@ -7,7 +7,7 @@ use std::time::Duration;
 pub const SCALE: i64 = 8192;
 /// Most entries that the kernel takes (`NETEM_DIST_MAX`).
 pub const ENTRIES_MAX: usize = 16_384;
-/// Entries of a table made here, as of iproute2's.
+/// Entries of the tables made here, as of iproute2's.
 const ENTRIES: u32 = 4096;
 /// [`ENTRIES`], where it counts things in memory.
 const ENTRY_COUNT: usize = ENTRIES as usize;
@@ -155,11 +155,13 @@ pub struct Measured {
 impl Measured {
     /// Makes a distribution of measured delays, as iproute2's `maketable` does: normalised by mean and deviation, then
     /// inverted, with straight lines between samples. Unlike there the two ends are the extreme samples: `maketable`
-    /// leaves 32,767 in the last entry whatever was measured.
+    /// leaves 32,767 in the last entry whatever was measured. The table has so many `entries`, from 1 to [`ENTRIES_MAX`].
     ///
     /// # Errors
-    /// [`BadTable::TooFew`] below [`SAMPLES_MIN`]; [`BadTable::NoSpread`] when all are the same.
-    pub fn from_samples(samples: &[Duration]) -> Result<Self, BadTable> {
+    /// [`BadTable::TooFew`] below [`SAMPLES_MIN`]; [`BadTable::NoSpread`] when all are the same; [`BadTable::Size`].
+    pub fn from_samples(samples: &[Duration], entries: usize) -> Result<Self, BadTable> {
+        let size = u32::try_from(entries).ok().filter(|_| (1..=ENTRIES_MAX).contains(&entries));
+        let size = size.ok_or(BadTable::Size { entries })?;
         if samples.len() < SAMPLES_MIN {
             return Err(BadTable::TooFew { samples: samples.len() });
         }
@@ -173,7 +175,7 @@ impl Measured {
         if deviation.is_zero() {
             return Err(BadTable::NoSpread { value: samples[0] });
         }
-        let quantiles = (0..ENTRIES).map(|j| quantile(&sorted, (f64::from(j) + 0.5) / f64::from(ENTRIES)));
+        let quantiles = (0..size).map(|j| quantile(&sorted, (f64::from(j) + 0.5) / f64::from(size)));
         let table = made(quantiles.map(|q| (q - mean) / variance.sqrt() * SCALE_F));
         Ok(Self { table, mean: Duration::from_secs_f64(mean), deviation })
     }
@@ -249,7 +251,7 @@ mod tests {
     fn samples_of_a_normal_distribution_give_the_normal_table() {
         let quantiles = normal_quantiles();
         let samples: Vec<Duration> = quantiles.iter().map(|x| Duration::from_secs_f64(0.1 + 0.01 * x)).collect();
-        let measured = Measured::from_samples(&samples).unwrap();
+        let measured = Measured::from_samples(&samples, ENTRY_COUNT).unwrap();
         assert!(measured.mean.abs_diff(Duration::from_millis(100)) < Duration::from_micros(10), "{measured:?}");
         assert!(measured.deviation.abs_diff(Duration::from_millis(10)) < Duration::from_micros(100));
         for (j, (a, b)) in measured.table.entries().iter().zip(Table::normal().entries()).enumerate() {
@@ -261,7 +263,7 @@ mod tests {
     #[test]
     fn two_values_give_two_steps_and_their_own_ends() {
         let samples: Vec<Duration> = [10, 30].repeat(100).into_iter().map(Duration::from_millis).collect();
-        let measured = Measured::from_samples(&samples).unwrap();
+        let measured = Measured::from_samples(&samples, ENTRY_COUNT).unwrap();
         let entries = measured.table.entries();
         assert_eq!(measured.mean, Duration::from_millis(20));
         assert!((-8192..-8100).contains(&entries[0]) && (8100..8192).contains(&entries[4095]), "{entries:?}");
@@ -270,8 +272,11 @@ mod tests {
     #[test]
     fn refuses_what_is_no_distribution() {
         let same = [Duration::from_millis(5); SAMPLES_MIN];
-        assert!(matches!(Measured::from_samples(&same), Err(BadTable::NoSpread { .. })));
-        assert!(matches!(Measured::from_samples(&same[1..]), Err(BadTable::TooFew { .. })));
+        assert!(matches!(Measured::from_samples(&same, ENTRY_COUNT), Err(BadTable::NoSpread { .. })));
+        assert!(matches!(Measured::from_samples(&same[1..], ENTRY_COUNT), Err(BadTable::TooFew { .. })));
+        let spread: Vec<Duration> = (0..200).map(Duration::from_millis).collect();
+        assert_eq!(Measured::from_samples(&spread, 8).unwrap().table.entries().len(), 8);
+        assert_eq!(Measured::from_samples(&spread, 0), Err(BadTable::Size { entries: 0 }));
         assert!(Table::new(vec![0; ENTRIES_MAX]).is_ok());
         assert_eq!(Table::new(vec![0; ENTRIES_MAX + 1]), Err(BadTable::Size { entries: ENTRIES_MAX + 1 }));
         assert_eq!(Table::new(vec![]), Err(BadTable::Size { entries: 0 }));

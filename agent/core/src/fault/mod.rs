@@ -19,7 +19,7 @@ pub use flow::{Flow, FlowHash, FlowShare, Ports, protocol};
 pub use probability::{BadPercent, Chance, Probability};
 pub use ramp::{BadRamp, RAMP_MAX, Ramp, Share};
 pub use target::{
-    BadTarget, LINK_LOCAL, OffLimits, PEERS_MAX, PORTS_MAX, Protocol, SSH_PORT, Selectors, TO_MANY, Target,
+    BadTarget, Cgroup, LINK_LOCAL, OffLimits, PEERS_MAX, PORTS_MAX, Protocol, SSH_PORT, Selectors, TO_MANY, Target,
 };
 
 /// Which of a host's packets are meant.

@@ -53,6 +53,15 @@ impl Protocol {
     }
 }
 
+/// A control group of version 2, as the kernel names it, with all that are within it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Cgroup {
+    /// How far below the root it is; never 0, for that is everything.
+    pub level: u32,
+    /// Its number, which is its folder's inode too and never given again.
+    pub id: u64,
+}
+
 /// What was asked for. Every kind that is named must match; within a kind, one of its members.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Selectors {
@@ -62,11 +71,13 @@ pub struct Selectors {
     pub protocol: Option<Protocol>,
     pub local_ports: Vec<PortRange>,
     pub remote_ports: Vec<PortRange>,
+    /// Whose sockets on this host. Only what such a socket sends is concerned: what comes in has none yet where it is met.
+    pub cgroup: Option<Cgroup>,
 }
 
 impl Selectors {
     fn selects(&self) -> bool {
-        !self.peers.is_empty() || self.protocol.is_some() || self.has_ports()
+        !self.peers.is_empty() || self.protocol.is_some() || self.has_ports() || self.cgroup.is_some()
     }
 
     fn has_ports(&self) -> bool {
@@ -125,6 +136,8 @@ pub enum BadTarget {
     OffLimits { asked: String, what: OffLimits },
     #[error("ICMP has no ports")]
     PortsOfIcmp,
+    #[error("the root of all cgroups is everything")]
+    RootCgroup,
     #[error("{count} {what} are more than {max}")]
     TooMany { what: &'static str, count: usize, max: usize },
 }
@@ -135,6 +148,7 @@ impl BadTarget {
             Self::Nothing => "name a peer, a protocol or a port, or say `everything`",
             Self::EverythingAndMore => "leave out `everything`, or all the others",
             Self::OffLimits { .. } => "leave it out; within a wider range it is spared without being named",
+            Self::RootCgroup => "name one below it, or say `everything`",
             Self::PortsOfIcmp => "leave out the ports, or name TCP or UDP",
             Self::TooMany { .. } => "write ranges instead of single ones",
         }
@@ -162,6 +176,9 @@ impl Target {
         if selectors.has_ports() && selectors.protocol.is_some_and(|p| !p.has_ports()) {
             return Err(BadTarget::PortsOfIcmp);
         }
+        if selectors.cgroup.is_some_and(|cgroup| cgroup.level == 0) {
+            return Err(BadTarget::RootCgroup);
+        }
         let counts = [
             ("peers", selectors.peers.len(), PEERS_MAX),
             ("local ports", selectors.local_ports.len(), PORTS_MAX),
@@ -187,9 +204,10 @@ impl Target {
         &self.off_limits
     }
 
-    /// Whether the fault concerns this flow. A packet without ports matches no selector of ports.
+    /// Whether the fault concerns this flow, as far as packets tell: whose socket sends them is the kernel's to see. A packet without
+    /// ports matches no selector of ports.
     pub fn matches(&self, flow: &Flow) -> bool {
-        let Selectors { everything: _, peers, protocol, local_ports, remote_ports } = &self.selectors;
+        let Selectors { everything: _, peers, protocol, local_ports, remote_ports, cgroup: _ } = &self.selectors;
         let in_ports = |ranges: &[PortRange], of: fn(Ports) -> u16| {
             ranges.is_empty() || flow.ports.is_some_and(|ports| ranges.iter().any(|r| r.contains(of(ports))))
         };
@@ -349,6 +367,8 @@ mod tests {
 
     #[test]
     fn refuses_what_cannot_be_or_is_too_much() {
+        let root = Selectors { cgroup: Some(Cgroup { level: 0, id: 1 }), ..Selectors::default() };
+        assert_eq!(target(root), Err(BadTarget::RootCgroup));
         let icmp = Selectors { protocol: Some(Protocol::Icmp), remote_ports: vec![port(80)], ..Selectors::default() };
         assert_eq!(target(icmp), Err(BadTarget::PortsOfIcmp));
         let many = Selectors { peers: vec![Cidr::host([10, 0, 0, 1].into()); PEERS_MAX + 1], ..Selectors::default() };

@@ -32,6 +32,11 @@ pub fn wants(spec: &FaultSpec) -> Wants {
 pub fn is_shown(spec: &FaultSpec, baseline: Option<&Measured>, found: &Measured) -> bool {
     let micros = |least: Duration| u64::try_from(least.as_micros()).unwrap_or(u64::MAX);
     match (found.by, wants(spec)) {
+        (MeasuredBy::Sockets, Wants::Slower(least)) => match (baseline.and_then(|b| b.median_us), found.median_us) {
+            (Some(before), Some(now)) => now >= before.saturating_add(micros(least)),
+            // Connections that say nothing show nothing.
+            (None, _) | (_, None) => false,
+        },
         (MeasuredBy::Handshake, Wants::Slower(least)) => match (baseline.and_then(|b| b.median_us), found.median_us) {
             (Some(before), Some(now)) => now >= before.saturating_add(micros(least)),
             // Nothing comes back any more, and something did: beyond what the probe waits for.
@@ -45,6 +50,8 @@ pub fn is_shown(spec: &FaultSpec, baseline: Option<&Measured>, found: &Measured)
         }
         (MeasuredBy::Plane, Wants::Silence) => found.sent > 0 && found.back == 0,
         (MeasuredBy::Plane, Wants::Concerned) => found.sent > 0,
-        (MeasuredBy::Handshake, Wants::Concerned) | (MeasuredBy::Unknown, _) => false,
+        (MeasuredBy::Sockets, Wants::Silence | Wants::Concerned)
+        | (MeasuredBy::Handshake, Wants::Concerned)
+        | (MeasuredBy::Unknown, _) => false,
     }
 }

@@ -137,6 +137,9 @@ impl Host {
             command = Command::End { lease: lease.clone() };
             refused = Some(Answered::Refused { why: cut(&why) });
         }
+        if let With::Refusal(why) = &with {
+            refused = Some(Answered::Refused { why: cut(why) });
+        }
         let outcome = self.table.handle(number, command.clone(), now);
         let mut todo = vec![Do::Keep];
         let answer = refused.unwrap_or_else(|| outcome.answer.clone().into());

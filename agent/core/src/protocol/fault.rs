@@ -6,10 +6,11 @@ use std::time::Duration;
 use troop_policies::fault as asked;
 use troop_policies::fault::FaultSpec;
 
-use crate::distribution::Distribution;
+use crate::distribution::{BadTable, Distribution, Table};
 use crate::fault::{
-    BadEffect, BadPercent, BadRamp, BadRange, BadTarget, Chance, Cidr, Delay, Direction, Effect, Fault, FlowShare,
-    GilbertElliott, Loss, Order, Parts, PortRange, Probability, Protocol, Ramp, Rate, Reorder, Selectors, Target,
+    BadEffect, BadPercent, BadRamp, BadRange, BadTarget, Cgroup, Chance, Cidr, Delay, Direction, Effect, Fault,
+    FlowShare, GilbertElliott, Loss, Order, Parts, PortRange, Probability, Protocol, Ramp, Rate, Reorder, Selectors,
+    Target,
 };
 
 /// Why a fault is refused before anything is changed.
@@ -17,6 +18,10 @@ use crate::fault::{
 pub enum BadFault {
     #[error("`{name}` was not resolved to any address")]
     Unresolved { name: String },
+    #[error("`{of}` was not found on this host")]
+    OwnerUnknown { of: String },
+    #[error("what comes in to `{of}` cannot be told from what comes in to others")]
+    OwnerOfIngress { of: String },
     #[error("`everything` stands beside other peers")]
     EverythingAndMore,
     #[error("{ppm} millionths are more than all")]
@@ -31,12 +36,18 @@ pub enum BadFault {
     Percent(#[from] BadPercent),
     #[error(transparent)]
     Ramp(#[from] BadRamp),
+    #[error(transparent)]
+    Table(#[from] BadTable),
 }
 
 impl BadFault {
     pub fn hint(&self) -> &'static str {
         match self {
             Self::Unresolved { .. } => "is it deployed, and does the name resolve where the control plane runs?",
+            Self::OwnerUnknown { .. } => "`systemd-cgls` lists units and cgroups; is it running there?",
+            Self::OwnerOfIngress { .. } => {
+                "leave the direction at egress, which slows its round trips as well, or name its local ports instead"
+            }
             Self::EverythingAndMore => "leave out `everything`, or all the others",
             Self::TooManyPpm { .. } => "1,000,000 millionths are 100 %",
             Self::Effect(e) => e.hint(),
@@ -44,15 +55,28 @@ impl BadFault {
             Self::Range(e) => e.hint(),
             Self::Percent(e) => e.hint(),
             Self::Ramp(e) => e.hint(),
+            Self::Table(e) => e.hint(),
         }
     }
 }
 
-/// Checks a fault. `peers` is `spec.to` as addresses; `channel` are the other ends of the agent's own connections.
+/// What of a fault only names something, looked up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Found<'a> {
+    /// `spec.to` as addresses.
+    pub peers: &'a [Cidr],
+    /// `spec.of` on this host.
+    pub cgroup: Option<Cgroup>,
+    /// The other ends of the agent's own connections.
+    pub channel: &'a [SocketAddr],
+}
+
+/// Checks a fault.
 ///
 /// # Errors
 /// [`BadFault`].
-pub fn fault_of(spec: &FaultSpec, peers: &[Cidr], channel: &[SocketAddr]) -> Result<Fault, BadFault> {
+pub fn fault_of(spec: &FaultSpec, found: Found<'_>) -> Result<Fault, BadFault> {
+    let Found { peers, cgroup, channel } = found;
     let everything = spec.to.contains(&asked::Peer::Everything);
     match (everything, spec.to.as_slice(), peers) {
         (true, [_], []) | (false, [_, ..], [_, ..]) | (false, [], []) => {}
@@ -60,6 +84,14 @@ pub fn fault_of(spec: &FaultSpec, peers: &[Cidr], channel: &[SocketAddr]) -> Res
         (false, names, _) => {
             let name = names.first().map_or_else(|| "no name".to_owned(), ToString::to_string);
             return Err(BadFault::Unresolved { name });
+        }
+    }
+    if let Some(of) = &spec.of {
+        if spec.direction != asked::Direction::Egress {
+            return Err(BadFault::OwnerOfIngress { of: of.to_string() });
+        }
+        if cgroup.is_none() {
+            return Err(BadFault::OwnerUnknown { of: of.to_string() });
         }
     }
     let selectors = Selectors {
@@ -72,13 +104,15 @@ pub fn fault_of(spec: &FaultSpec, peers: &[Cidr], channel: &[SocketAddr]) -> Res
         }),
         local_ports: ports(&spec.local_ports)?,
         remote_ports: ports(&spec.remote_ports)?,
+        cgroup: spec.of.as_ref().and(cgroup),
     };
-    // Ports or a protocol by themselves bound `everything`: what is selected is then no longer all.
-    let selectors = if everything && (selectors.protocol.is_some() || has_ports(&selectors)) {
-        Selectors { everything: false, ..selectors }
-    } else {
-        selectors
-    };
+    // Ports, a protocol or a cgroup by themselves bound `everything`: what is selected is then no longer all.
+    let selectors =
+        if everything && (selectors.protocol.is_some() || selectors.cgroup.is_some() || has_ports(&selectors)) {
+            Selectors { everything: false, ..selectors }
+        } else {
+            selectors
+        };
     Ok(Fault {
         direction: match spec.direction {
             asked::Direction::Egress => Direction::Egress,
@@ -129,11 +163,12 @@ fn parts(spec: &FaultSpec) -> Result<Parts, BadFault> {
 }
 
 fn delay(asked: &asked::DelaySpec) -> Result<Delay, BadFault> {
-    let shape = match asked.shape {
+    let shape = match &asked.shape {
         asked::Shape::Uniform => Distribution::Uniform,
         asked::Shape::Normal => Distribution::Normal,
         asked::Shape::Pareto => Distribution::Pareto,
         asked::Shape::ParetoNormal => Distribution::ParetoNormal,
+        asked::Shape::Table(table) => Distribution::Table(Table::new(table.entries())?),
     };
     let order = if asked.reorders { Order::ByTime } else { Order::Kept };
     let jitter = Duration::from_micros(asked.jitter_us);

@@ -3,7 +3,7 @@
 //! One JSON object a line, both ways, over one stream that the agent opened. Agent and control plane may be one release
 //! apart: each says which versions it speaks, the newest common one is used, an unknown message is skipped, an unknown
 //! field ignored. Only a fault is taken whole or not at all (`troop_policies::fault::FaultSpec`): a part that an agent does not know
-//! must not be left out.
+//! must not be left out, so it refuses that one command in words ([`heard`]), and everything else goes on.
 //!
 //! Times travel as durations, for no two clocks agree. Every text and list has a limit, which both sides check: the
 //! sender so that it learns of it, the receiver because it need not believe the sender.
@@ -20,7 +20,7 @@ use troop_policies::fault::FaultSpec;
 
 use crate::fault::{BadRange, Cidr};
 use crate::lease::{Answer, BadLeaseId, BadTerm, Command, CommandNumber, LeaseId, Life, Ttl, Why};
-pub use fault::{BadFault, fault_of};
+pub use fault::{BadFault, Found, fault_of};
 
 /// The version this release speaks, and the oldest it still understands.
 pub const VERSION: u32 = 1;
@@ -138,6 +138,13 @@ pub enum ToAgent {
     },
     Resume {
         number: u64,
+    },
+    /// Never on the wire: a grant that was not understood ([`heard`]), of which this much was.
+    #[serde(skip)]
+    Strange {
+        number: u64,
+        lease: String,
+        why: String,
     },
     #[serde(other)]
     Unknown,
@@ -271,6 +278,8 @@ pub struct Measured {
 pub enum MeasuredBy {
     /// TCP handshakes with a peer.
     Handshake,
+    /// The smoothed round trips of the host's own connections that the fault concerns.
+    Sockets,
     /// How long the plane held what passed it, since no peer could be asked.
     Plane,
     #[serde(other)]
@@ -288,7 +297,13 @@ pub struct Ordered {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum With {
     Nothing,
-    Fault { spec: Box<FaultSpec>, peers: Vec<Cidr>, probes: Vec<SocketAddr> },
+    /// It is answered so, whatever becomes of it.
+    Refusal(String),
+    Fault {
+        spec: Box<FaultSpec>,
+        peers: Vec<Cidr>,
+        probes: Vec<SocketAddr>,
+    },
     Peers(Vec<Cidr>),
 }
 
@@ -301,6 +316,31 @@ pub fn read<'a, M: Deserialize<'a>>(line: &'a [u8]) -> Result<M, BadMessage> {
         return Err(BadMessage::TooLong { bytes: line.len() });
     }
     serde_json::from_slice(line).map_err(BadMessage::Json)
+}
+
+/// Reads one line that an agent was sent. A grant with a part that this release does not know becomes [`ToAgent::Strange`], which is
+/// refused like any other fault that cannot be put up.
+///
+/// # Errors
+/// [`BadMessage::TooLong`], [`BadMessage::Json`].
+pub fn heard(line: &[u8]) -> Result<ToAgent, BadMessage> {
+    /// What every release says of a grant.
+    #[derive(Deserialize)]
+    struct Bare {
+        #[serde(rename = "type")]
+        kind: String,
+        number: u64,
+        lease: String,
+    }
+    match read(line) {
+        Err(BadMessage::Json(why)) => match serde_json::from_slice::<Bare>(line) {
+            Ok(Bare { kind, number, lease }) if kind == "grant" => {
+                Ok(ToAgent::Strange { number, lease, why: cut(&why.to_string()) })
+            }
+            Ok(_) | Err(_) => Err(BadMessage::Json(why)),
+        },
+        read => read,
+    }
 }
 
 /// Writes one line, with its end.
@@ -339,6 +379,11 @@ impl ToAgent {
                 (number, Command::Renew { lease: LeaseId::new(&lease)?, ttl }, with)
             }
             Self::End { number, lease } => (number, Command::End { lease: LeaseId::new(&lease)? }, With::Nothing),
+            Self::Strange { number, lease, why } => {
+                let why = format!("its agent is of another release and does not understand the fault: {why}");
+                // The end of a lease that is not there: its number and name are used up, as by any refusal.
+                (number, Command::End { lease: LeaseId::new(&lease)? }, With::Refusal(why))
+            }
             Self::Halt { number } => (number, Command::Halt, With::Nothing),
             Self::Resume { number } => (number, Command::Resume, With::Nothing),
         };

@@ -1,10 +1,16 @@
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use troop_policies::fault::{ChanceSpec, DelaySpec, Direction, FaultSpec, Peer, Protocol, Shape};
+use rand::SeedableRng as _;
+use rand::rngs::Xoshiro256PlusPlus;
+use troop_policies::fault::{ChanceSpec, DelaySpec, Direction, FaultSpec, Peer, Protocol, Shape, ShapeTable};
 
 use super::*;
 use crate::fault as checked;
+use crate::moment::Moment;
+use crate::netem::{Line, Options, Write};
+use crate::shaper::{self, Bound, Handled, Packet, Shaper};
 
 fn spec(to: &str) -> FaultSpec {
     FaultSpec::delay(Duration::from_millis(200), vec![to.parse().unwrap()])
@@ -12,6 +18,10 @@ fn spec(to: &str) -> FaultSpec {
 
 fn cidrs(texts: &[&str]) -> Vec<Cidr> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+fn check(spec: &FaultSpec, peers: &[Cidr]) -> Result<checked::Fault, BadFault> {
+    fault_of(spec, Found { peers, ..Found::default() })
 }
 
 fn grant() -> Grant {
@@ -46,6 +56,15 @@ fn a_message_of_a_later_release_is_skipped_but_a_part_of_a_fault_is_not() {
     let line = String::from_utf8(write(&ToAgent::Grant(Box::new(grant()))).unwrap()).unwrap();
     let with_a_part = line.replace(r#""fault":{"#, r#""fault":{"explode":1,"#);
     assert!(matches!(read::<ToAgent>(with_a_part.as_bytes()), Err(BadMessage::Json(_))));
+    let ordered = heard(with_a_part.as_bytes()).unwrap().ordered().unwrap().unwrap();
+    assert_eq!(ordered.number, CommandNumber(7));
+    assert_eq!(ordered.command, Command::End { lease: LeaseId::new("aa01").unwrap() });
+    let With::Refusal(why) = ordered.with else { panic!("no refusal") };
+    assert!(why.contains("another release") && why.contains("unknown field `explode`"), "{why}");
+    // Whatever else cannot be read is nothing that could be answered.
+    for line in [&line.replace("\"number\":7", "\"number\":-7"), "{\"type\":\"end\",\"number\":1,\"lease\":3}", "{"] {
+        assert!(matches!(heard(line.as_bytes()), Err(BadMessage::Json(_))), "{line}");
+    }
 }
 
 #[test]
@@ -95,6 +114,54 @@ fn what_exceeds_a_limit_is_refused_by_both_sides() {
 }
 
 #[test]
+fn a_measured_shape_is_the_table_that_both_planes_draw_from() {
+    let shape = Shape::Table(ShapeTable::new(vec![-8_192, -4_096, 0, 12_288]).unwrap());
+    let delay = DelaySpec { mean_us: 100_000, jitter_us: 10_000, correlation_ppm: 0, shape, reorders: true };
+    let asked = FaultSpec { delay: Some(delay), ..spec("app:pricing") };
+    let fault = check(&asked, &cidrs(&["10.0.0.1"])).unwrap();
+    let delay = fault.effect.parts().delay.as_ref().unwrap();
+    assert_eq!(delay.distribution().table().unwrap().entries(), [-8_192, -4_096, 0, 12_288]);
+
+    // Netem's own attribute (TCA_NETEM_DELAY_DIST, 2): 16 bits each, in the machine's order.
+    let options = Options::of(fault.effect.parts(), Line { bytes_per_second: 125_000_000 });
+    let bytes = options.to_bytes(Write::New).unwrap();
+    let entries: Vec<u8> = [-8_192_i16, -4_096, 0, 12_288].iter().flat_map(|entry| entry.to_ne_bytes()).collect();
+    let attribute = [&12_u16.to_ne_bytes()[..], &2_u16.to_ne_bytes(), &entries].concat();
+    assert!(bytes.windows(attribute.len()).any(|part| part == attribute));
+
+    // The forwarder's shaper: nothing but the four delays there are, each about as often.
+    let setup = shaper::Setup {
+        effect: fault.effect.clone(),
+        ramp: fault.ramp,
+        flows: fault.flows,
+        bound: Bound { packets: usize::MAX, bytes: usize::MAX },
+    };
+    let mut shaper = Shaper::new(setup, Xoshiro256PlusPlus::seed_from_u64(7), Moment::default());
+    let mut seen: BTreeMap<u64, u32> = BTreeMap::new();
+    for flow in 0..4_000 {
+        assert_eq!(shaper.handle_packet(Byte, checked::FlowHash(flow), Moment::default()), Handled::Taken);
+    }
+    for ms in 0..200 {
+        let now = Moment::default().after(Duration::from_millis(ms));
+        while shaper.poll_packet(now).is_some() {
+            *seen.entry(ms).or_default() += 1;
+        }
+    }
+    assert_eq!(seen.keys().copied().collect::<Vec<_>>(), [90, 95, 100, 115]);
+    assert!(seen.values().all(|count| (900..1_100).contains(count)), "{seen:?}");
+}
+
+/// The smallest packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Byte;
+
+impl Packet for Byte {
+    fn bytes(&self) -> usize {
+        1
+    }
+}
+
+#[test]
 fn a_fault_with_every_part_is_checked_into_the_one_that_is_put_up() {
     let asked = FaultSpec {
         direction: Direction::Both,
@@ -111,7 +178,7 @@ fn a_fault_with_every_part_is_checked_into_the_one_that_is_put_up() {
         ramp_us: 2_000_000,
         ..spec("app:pricing")
     };
-    let fault = fault_of(&asked, &cidrs(&["10.0.0.0/24"]), &[]).unwrap();
+    let fault = check(&asked, &cidrs(&["10.0.0.0/24"])).unwrap();
     assert_eq!(fault.direction, checked::Direction::Both);
     let parts = fault.effect.parts();
     let delay = parts.delay.as_ref().unwrap();
@@ -126,21 +193,37 @@ fn a_fault_with_every_part_is_checked_into_the_one_that_is_put_up() {
 #[test]
 fn nobody_is_never_everybody() {
     let none = FaultSpec { to: Vec::new(), ..spec("app:a") };
-    assert!(matches!(fault_of(&none, &[], &[]), Err(BadFault::Target(_))));
-    assert_eq!(fault_of(&none, &cidrs(&["10.0.0.1"]), &[]), Err(BadFault::Unresolved { name: "no name".to_owned() }));
+    assert!(matches!(check(&none, &[]), Err(BadFault::Target(_))));
+    assert_eq!(check(&none, &cidrs(&["10.0.0.1"])), Err(BadFault::Unresolved { name: "no name".to_owned() }));
     let lost = BadFault::Unresolved { name: "app:a".to_owned() };
-    assert_eq!(fault_of(&spec("app:a"), &[], &[]), Err(lost));
-    assert!(fault_of(&spec("everything"), &[], &[]).is_ok());
+    assert_eq!(check(&spec("app:a"), &[]), Err(lost));
+    assert!(check(&spec("everything"), &[]).is_ok());
     let both = FaultSpec { to: vec![Peer::Everything, "app:a".parse().unwrap()], ..spec("app:a") };
-    assert_eq!(fault_of(&both, &cidrs(&["10.0.0.1"]), &[]), Err(BadFault::EverythingAndMore));
+    assert_eq!(check(&both, &cidrs(&["10.0.0.1"])), Err(BadFault::EverythingAndMore));
+}
+
+#[test]
+fn a_process_is_only_what_it_sends_and_never_everybody() {
+    let mut of_unit = FaultSpec { of: Some("unit:web.service".parse().unwrap()), ..spec("everything") };
+    let cgroup = checked::Cgroup { level: 2, id: 4_711 };
+    let found = Found { cgroup: Some(cgroup), ..Found::default() };
+    let fault = fault_of(&of_unit, found).unwrap();
+    let selectors = fault.target.selectors();
+    assert_eq!((selectors.cgroup, selectors.everything), (Some(cgroup), false));
+    let unknown = BadFault::OwnerUnknown { of: "unit:web.service".to_owned() };
+    assert_eq!(fault_of(&of_unit, Found::default()), Err(unknown));
+    of_unit.direction = Direction::Both;
+    assert!(matches!(fault_of(&of_unit, found), Err(BadFault::OwnerOfIngress { .. })));
+    // Not asked for: what the host found does not matter.
+    assert_eq!(fault_of(&spec("everything"), found).unwrap().target.selectors().cgroup, None);
 }
 
 #[test]
 fn what_is_off_limits_is_refused_before_anything_is_changed() {
-    let metadata = fault_of(&spec("169.254.169.254"), &cidrs(&["169.254.169.254"]), &[]);
+    let metadata = check(&spec("169.254.169.254"), &cidrs(&["169.254.169.254"]));
     assert!(matches!(metadata, Err(BadFault::Target(checked::BadTarget::OffLimits { .. }))));
     let too_much = FaultSpec { loss: Some(ChanceSpec { ppm: 1_000_001, correlation_ppm: 0 }), ..spec("10.0.0.1") };
-    assert_eq!(fault_of(&too_much, &cidrs(&["10.0.0.1"]), &[]), Err(BadFault::TooManyPpm { ppm: 1_000_001 }));
+    assert_eq!(check(&too_much, &cidrs(&["10.0.0.1"])), Err(BadFault::TooManyPpm { ppm: 1_000_001 }));
 }
 
 proptest! {

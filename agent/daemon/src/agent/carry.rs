@@ -1,5 +1,7 @@
 //! Carrying out, in order, what the host decides: on the planes, in the journal, over the connection.
 
+mod shown;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -7,12 +9,12 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::sleep;
-use troop_agent_core::fault::{Cidr, Fault};
-use troop_agent_core::host::{Do, Host, Live, Phase, Wants, wants};
+use troop_agent_core::fault::{Cgroup, Cidr, Fault};
+use troop_agent_core::host::{Do, Host, Phase, Wants, wants};
 use troop_agent_core::lease::{Command, LeaseId, Table, Ttl};
 use troop_agent_core::moment::Moment;
-use troop_agent_core::protocol::{Chapter, FromAgent, Measured, MeasuredBy, Ordered, fault_of};
-use troop_policies::fault::FaultSpec;
+use troop_agent_core::protocol::{self, FromAgent, Measured, MeasuredBy, Ordered, fault_of};
+use troop_policies::fault::{FaultSpec, Owner};
 
 use crate::channel::Sender;
 use crate::clock;
@@ -21,6 +23,7 @@ use crate::guardian::Guardian;
 use crate::keep::Keep;
 use crate::measure;
 use crate::netlink::Netlink;
+use crate::owner::{self, Seeing};
 use crate::plane::{By, Order, Plane, PlaneError};
 use crate::planes;
 use crate::undo::{Journal, Report};
@@ -70,6 +73,12 @@ struct Beside {
     plane: Option<usize>,
     /// Who is asked how long a round trip takes.
     probed: Option<SocketAddr>,
+    /// Whether connections of this host have shown how long a round trip takes without it.
+    by_sockets: bool,
+    /// Since when connections may show it, or that it is gone.
+    shows_since: Option<Moment>,
+    /// Whose packets it concerns, where that was asked for.
+    owner: Option<owner::Found>,
     /// Until when its plane may show that the fault concerns something.
     by_plane: Option<Moment>,
 }
@@ -148,21 +157,28 @@ impl Agent {
         self.read_halt_file();
         self.read_mark();
         let now = clock::now();
-        let Self { host, policy, planes, ends, .. } = self;
+        let Self { host, policy, planes, ends, beside, .. } = self;
         let todo = host.handle(ordered, now, |spec, peers, command| {
             let Command::Grant { life, .. } = command else { return Ok(()) };
             policy.check(spec, peers, life.get())?;
-            let fault = fault_of(spec, peers, ends).map_err(|e| e.to_string())?;
+            let owner = owner_of(spec.of.as_ref())?;
+            one_at_a_time(owner.as_ref(), beside)?;
+            let fault = checked(spec, peers, owner.map(|owner| owner.cgroup), ends)?;
             choose(planes, &fault).map(|_| ())
         });
         self.carry_out(todo);
     }
 
     pub(super) fn measured(&mut self, found: Found) {
-        if let (Phase::Baseline, Some(beside)) = (found.phase, self.beside.get_mut(&found.lease)) {
-            beside.probed = found.peer;
+        let Found { lease, phase, mut measured, peer } = found;
+        if phase == Phase::Baseline {
+            let by_sockets = if peer.is_none() { self.by_sockets(&lease, None) } else { None };
+            if let Some(beside) = self.beside.get_mut(&lease) {
+                (beside.probed, beside.by_sockets) = (peer, by_sockets.is_some());
+            }
+            measured = by_sockets.unwrap_or(measured);
         }
-        let todo = self.host.measured(&found.lease, found.phase, found.measured, clock::now());
+        let todo = self.host.measured(&lease, phase, measured, clock::now());
         self.carry_out(todo);
     }
 
@@ -215,42 +231,6 @@ impl Agent {
                     self.tends = true;
                 }
             }
-        }
-    }
-
-    fn look_at(&mut self, lease: &LeaseId, now: Moment) {
-        // Before it is up there is nothing to be seen, and what is being healed is not looked at any more.
-        let is_up = |live: &Live| matches!(live.story().at, Chapter::Applying | Chapter::Up);
-        let Some(beside) = self.beside.get(lease).filter(|_| self.host.live(lease).is_some_and(is_up)) else { return };
-        let (Some(plane), by_plane) = (beside.plane, beside.by_plane) else { return };
-        let seen = match self.planes[plane].seen(lease) {
-            Ok(seen) => seen,
-            Err(why) => {
-                let todo = self.host.give_up(lease, &chain(&why));
-                return self.carry_out(todo);
-            }
-        };
-        if seen.full {
-            let todo = self.host.give_up(lease, "it held as much as it may, and let everything go");
-            return self.carry_out(todo);
-        }
-        let Some(until) = by_plane else { return };
-        // A delay is shown by what it has let go; anything else by what it has met.
-        let needs_held = matches!(self.host.live(lease).map(|live| wants(&live.spec)), Some(Wants::Slower(_)));
-        let has_shown = seen.concerned > 0 && (seen.held_for.is_some() || !needs_held);
-        if has_shown || now >= until {
-            if let Some(beside) = self.beside.get_mut(lease) {
-                beside.by_plane = None;
-            }
-            let count = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-            let measured = Measured {
-                median_us: seen.held_for.map(|held| u64::try_from(held.as_micros()).unwrap_or(u64::MAX)),
-                sent: count(seen.concerned),
-                back: count(seen.concerned.saturating_sub(seen.lost)),
-                by: MeasuredBy::Plane,
-            };
-            let todo = self.host.measured(lease, Phase::Applied, measured, now);
-            self.carry_out(todo);
         }
     }
 
@@ -314,7 +294,8 @@ impl Agent {
                 Do::Retarget { lease } => self.retarget(&lease),
                 Do::Heal { lease } => {
                     let healed = self.heal(&lease);
-                    let measures = self.beside.get(&lease).is_some_and(|beside| beside.probed.is_some());
+                    let measures =
+                        self.beside.get(&lease).is_some_and(|beside| beside.probed.is_some() || beside.by_sockets);
                     self.host.healed(&lease, healed, measures, clock::now())
                 }
             };
@@ -336,7 +317,8 @@ impl Agent {
         let beside = self.beside.entry(lease.clone()).or_default();
         let tell = self.measured.clone();
         if phase == Phase::Baseline {
-            let probes = live.probes.clone();
+            // The agent's own handshakes are not the packets of anybody else.
+            let probes = if live.spec.of.is_some() { Vec::new() } else { live.probes.clone() };
             tokio::spawn(async move {
                 let peer = measure::reachable(&probes, PATIENCE).await;
                 let measured = match peer {
@@ -356,13 +338,19 @@ impl Agent {
                     drop(tell.send(Found { lease, phase, measured, peer: Some(peer) }).await);
                 });
             }
-            None => beside.by_plane = Some(clock::now().after(after + PLANE_MAX)),
+            None => {
+                let begins = clock::now().after(after);
+                beside.shows_since = beside.by_sockets.then_some(begins);
+                beside.by_plane = Some(begins.after(PLANE_MAX));
+            }
         }
     }
 
     fn apply(&mut self, lease: &LeaseId) -> Result<&'static str, String> {
         let live = self.host.live(lease).ok_or("it has ended")?;
-        let fault = fault_of(&live.spec, &live.peers, &self.ends).map_err(|e| e.to_string())?;
+        let owner = owner_of(live.spec.of.as_ref())?;
+        one_at_a_time(owner.as_ref(), &self.beside)?;
+        let fault = checked(&live.spec, &live.peers, owner.as_ref().map(|owner| owner.cgroup), &self.ends)?;
         let plane = choose(&self.planes, &fault)?;
         let devices = planes::devices(&self.policy).map_err(|e| chain(&e))?;
         let backing = self.planes[plane].backing();
@@ -376,7 +364,8 @@ impl Agent {
         }
         let ttl = self.left(lease)?;
         let order = Order { lease: lease.clone(), fault, devices, ttl };
-        self.beside.entry(lease.clone()).or_default().plane = Some(plane);
+        let beside = self.beside.entry(lease.clone()).or_default();
+        (beside.plane, beside.owner) = (Some(plane), owner);
         self.planes[plane].apply(&order, &mut self.journal).map_err(|e| chain(&e))?;
         tracing::info!(%lease, plane = self.planes[plane].name(), "a fault is up");
         Ok(self.planes[plane].name())
@@ -388,6 +377,10 @@ impl Agent {
             && let Err(why) = self.guard(lease)
         {
             return self.host.give_up(lease, &why);
+        }
+        let owner = self.beside.get(lease).and_then(|beside| beside.owner.as_ref());
+        if let Some(Err(why)) = owner.map(|owner| Seeing::here().and_then(|seeing| seeing.is_still(owner))) {
+            return self.host.give_up(lease, &chain(&why));
         }
         let renewed =
             self.left(lease).and_then(|ttl| self.planes[plane].renew(lease, ttl, elapsed).map_err(|why| chain(&why)));
@@ -481,6 +474,25 @@ impl Agent {
     }
 }
 
+/// Whose packets are meant, where that was asked for.
+fn owner_of(of: Option<&Owner>) -> Result<Option<owner::Found>, String> {
+    of.map(|of| Seeing::here().and_then(|seeing| seeing.find(of))).transpose().map_err(|e| chain(&e))
+}
+
+/// Packets of all such faults would have one mark, and each fault would concern the others' too.
+fn one_at_a_time(owner: Option<&owner::Found>, beside: &BTreeMap<LeaseId, Beside>) -> Result<(), String> {
+    match owner {
+        Some(_) if beside.values().any(|other| other.owner.is_some()) => {
+            Err("a fault on packets of a process, unit or cgroup is up here already; one at a time can be".to_owned())
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn checked(spec: &FaultSpec, peers: &[Cidr], cgroup: Option<Cgroup>, channel: &[SocketAddr]) -> Result<Fault, String> {
+    fault_of(spec, protocol::Found { peers, cgroup, channel }).map_err(|e| e.to_string())
+}
+
 /// The first plane that can do it.
 fn choose(planes: &[Box<dyn Plane>], fault: &Fault) -> Result<usize, String> {
     let mut why = "this host has no data plane that may be used".to_owned();
@@ -495,6 +507,6 @@ fn choose(planes: &[Box<dyn Plane>], fault: &Fault) -> Result<usize, String> {
 
 /// How much longer a round trip takes with the fault, amply: twice the delay and its jitter, on both ways.
 fn expected(spec: &FaultSpec) -> Duration {
-    let longest = spec.delay.map_or(0, |delay| delay.mean_us.saturating_add(delay.jitter_us.saturating_mul(4)));
+    let longest = spec.delay.as_ref().map_or(0, |d| d.mean_us.saturating_add(d.jitter_us.saturating_mul(4)));
     Duration::from_micros(longest.saturating_mul(4))
 }

@@ -7,7 +7,7 @@ const NESTED: u16 = 1 << 15;
 const HEAD_BYTES: usize = 4;
 
 /// Attributes one after the other, as they are written.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Attributes {
     bytes: Vec<u8>,
     too_long: bool,

@@ -22,10 +22,15 @@ const NEW_SET: u16 = 9;
 const NEW_ELEMENTS: u16 = 12;
 const DELETE_ELEMENTS: u16 = 14;
 
-/// `NFPROTO_NETDEV`: rules at a device, before and after everything that routing does.
-const NETDEV: u8 = 5;
-/// `NFPROTO_INET`: rules for IPv4 and IPv6 where those are routed.
-const INET: u8 = 1;
+/// Which packets a table sees, and where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// `NFPROTO_INET`: both versions of IP, at the hooks around routing.
+    Inet = 1,
+    /// `NFPROTO_NETDEV`: at a device, before and after everything that routing does.
+    Netdev = 5,
+}
+
 const TABLE_OWNED: u32 = 2;
 const SET_INTERVALS: u32 = 4;
 const SET_TIMEOUTS: u32 = 0x10;
@@ -48,9 +53,10 @@ pub enum Hook {
     Ingress,
     /// `NF_NETDEV_EGRESS` (Linux 5.16): the last before the device's qdisc; packets are as they go on the wire.
     Egress,
-    /// `NF_INET_LOCAL_OUT`: what this host's own sockets send, routed already, and routed anew when its mark changes there (chains of
-    /// type route, in family inet since Linux 5.2).
+    /// `NF_INET_LOCAL_OUT`, in family inet: what this host's sockets send, routed already.
     Output,
+    /// The same in a chain of type route (in family inet since Linux 5.2): what gets another mark there is routed anew.
+    Reroute,
 }
 
 impl Hook {
@@ -58,14 +64,14 @@ impl Hook {
         match self {
             Self::Ingress => 0,
             Self::Egress => 1,
-            Self::Output => 3,
+            Self::Output | Self::Reroute => 3,
         }
     }
 
     fn kind(self) -> &'static str {
         match self {
-            Self::Ingress | Self::Egress => "filter",
-            Self::Output => "route",
+            Self::Ingress | Self::Egress | Self::Output => "filter",
+            Self::Reroute => "route",
         }
     }
 }
@@ -81,7 +87,7 @@ pub struct Chain<'a> {
 #[derive(Debug, Clone, Copy)]
 pub struct At<'a> {
     pub hook: Hook,
-    /// Hooks of family netdev are a device's.
+    /// None in family inet: only hooks of family netdev are a device's.
     pub device: Option<&'a str>,
     /// Of the chains at a hook, packets pass the one of the smallest first.
     pub priority: u32,
@@ -94,9 +100,9 @@ impl<'a> At<'a> {
         Self { hook, device: Some(device), priority: 0, drops: false }
     }
 
-    /// Among what the host itself sends.
-    pub fn output(priority: u32) -> Self {
-        Self { hook: Hook::Output, device: None, priority, drops: false }
+    /// Among what the host itself sends: at [`Hook::Output`] or [`Hook::Reroute`].
+    pub fn sent(hook: Hook, priority: u32) -> Self {
+        Self { hook, device: None, priority, drops: false }
     }
 }
 
@@ -158,8 +164,8 @@ impl Elements {
 /// Changes that are made together.
 #[derive(Debug)]
 pub struct Batch {
-    family: u8,
     messages: Vec<Raw>,
+    family: Family,
     sets: u32,
     too_long: bool,
 }
@@ -174,12 +180,19 @@ impl Batch {
     /// Of tables at devices.
     pub fn new() -> Self {
         let begin = Raw { kind: BATCH_BEGIN, flags: 0, body: head(0, NFTABLES).to_vec() };
-        Self { family: NETDEV, messages: vec![begin], sets: 0, too_long: false }
+        Self { messages: vec![begin], family: Family::Netdev, sets: 0, too_long: false }
     }
 
     /// Of tables where packets are routed.
     pub fn inet() -> Self {
-        Self { family: INET, ..Self::new() }
+        Self { family: Family::Inet, ..Self::new() }
+    }
+
+    /// Changes to tables of this family, among those of another.
+    pub fn of(&mut self, family: Family, fill: impl FnOnce(&mut Self)) {
+        let before = std::mem::replace(&mut self.family, family);
+        fill(self);
+        self.family = before;
     }
 
     /// A table that dies with the connection.
@@ -282,7 +295,7 @@ impl Batch {
     fn message(&mut self, kind: u16, flags: u16, fill: impl FnOnce(&mut Attributes)) {
         let mut attributes = Attributes::default();
         fill(&mut attributes);
-        let mut body = head(self.family, 0).to_vec();
+        let mut body = head(self.family as u8, 0).to_vec();
         match attributes.finish() {
             Some(bytes) => body.extend(bytes),
             None => self.too_long = true,

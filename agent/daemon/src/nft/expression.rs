@@ -58,7 +58,7 @@ const JUMP: i32 = -3;
 const STATUS_TRANSLATED: u32 = 1 << 4 | 1 << 5;
 
 /// The expressions of one rule, in their order.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Expressions(Vec<(&'static str, Attributes)>);
 
 impl Expressions {
@@ -107,13 +107,19 @@ impl Expressions {
     /// Keeps only these bits of what was loaded.
     #[must_use]
     pub fn mask(self, bits: &[u8]) -> Self {
+        self.mask_and_flip(bits, &vec![0; bits.len()])
+    }
+
+    /// Keeps only these bits of what was loaded, then turns others over.
+    #[must_use]
+    pub fn mask_and_flip(self, bits: &[u8], flipped: &[u8]) -> Self {
         let length = u32::try_from(bits.len()).unwrap_or(u32::MAX);
         self.with("bitwise", |a| {
             a.put_be(1, Register::FIRST.0);
             a.put_be(2, Register::FIRST.0);
             a.put_be(3, length);
             a.nest(4, |a| a.put(1, bits));
-            a.nest(5, |a| a.put(1, &vec![0; bits.len()]));
+            a.nest(5, |a| a.put(1, flipped));
         })
     }
 
@@ -164,10 +170,28 @@ impl Expressions {
         self.verdict(ACCEPT, None)
     }
 
+    /// Loads the number of the cgroup of version 2 that the packet's socket was made in, or of the one above it at this level, the root
+    /// being 0 (`NFT_SOCKET_CGROUPV2`, Linux 5.13): eight bytes in the machine's order. The rule ends where there is no such socket. Only
+    /// in family inet, before routing in and after routing out.
+    #[must_use]
+    pub fn cgroup(self, level: u32) -> Self {
+        self.with("socket", |a| {
+            a.put_be(1, 3);
+            a.put_be(2, Register::FIRST.0);
+            a.put_be(3, level);
+        })
+    }
+
     /// Gives the packet this mark.
     #[must_use]
     pub fn set_mark(self, mark: u32) -> Self {
-        self.immediate(&mark.to_ne_bytes()).with("meta", |a| {
+        self.immediate(&mark.to_ne_bytes()).save_mark()
+    }
+
+    /// Gives the packet what was loaded as its mark.
+    #[must_use]
+    pub fn save_mark(self) -> Self {
+        self.with("meta", |a| {
             a.put_be(2, Meta::Mark as u32);
             a.put_be(3, Register::FIRST.0);
         })
@@ -189,6 +213,13 @@ impl Expressions {
     #[must_use]
     pub fn forward_to(self, device: u32) -> Self {
         self.immediate(&device.to_ne_bytes()).with("fwd", |a| a.put_be(1, Register::FIRST.0))
+    }
+
+    /// These steps after those.
+    #[must_use]
+    pub fn then(mut self, more: Self) -> Self {
+        self.0.extend(more.0);
+        self
     }
 
     fn immediate(self, value: &[u8]) -> Self {

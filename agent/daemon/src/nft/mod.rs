@@ -11,7 +11,7 @@ mod batch;
 mod expression;
 mod ranges;
 
-pub use batch::{At, Batch, Chain, Elements, Hook, Set};
+pub use batch::{At, Batch, Chain, Elements, Family, Hook, Set};
 pub use expression::{Base, Compare, Expressions, Meta, Register};
 pub use ranges::Ranges;
 

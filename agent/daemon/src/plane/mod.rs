@@ -3,6 +3,8 @@
 //! A plane does what it is told at once and keeps no time: leases are the agent's. What the kernel takes back by itself
 //! when the agent dies or hangs is the plane's own business, and it says honestly which of the two it is.
 
+mod cgroup;
+mod concern;
 mod detour;
 pub mod forward;
 pub mod kernel;

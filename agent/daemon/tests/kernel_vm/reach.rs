@@ -5,7 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use troop_agent::plane::{Plane as _, PlaneError};
-use troop_agent_core::fault::{Direction, Loss, PEERS_MAX, Parts, PortRange, Protocol, Selectors};
+use troop_agent_core::fault::{Cgroup, Direction, Loss, PEERS_MAX, Parts, PortRange, Protocol, Selectors};
 
 use crate::orders::{DELAY, SPARED, TARGETED, delayed, effect, ordered, target};
 use crate::stage::{
@@ -82,6 +82,42 @@ fn a_fault_for_everything_spares_ssh_neighbours_and_the_channel() {
     let neighbour = format!("{}%v0", neighbour.split('/').next().unwrap());
     output("ping", &["-c", "1", "-W", "5", &neighbour]);
     kernel.heal(&order.lease, &mut journal).unwrap();
+}
+
+#[test]
+fn a_cgroup_is_what_its_own_sockets_send() {
+    let Some((_guard, capability)) = ready("a cgroup") else { return };
+    let stage = Stage::new("group");
+    let _listener = stage.listen(TARGETED);
+    let folder = std::path::Path::new("/sys/fs/cgroup/troop-test");
+    std::fs::create_dir_all(folder).unwrap();
+    let move_to = |folder: &str| {
+        let procs = std::path::Path::new(folder).join("cgroup.procs");
+        std::fs::write(procs, std::process::id().to_string()).unwrap();
+    };
+    let (mut kernel, mut journal) = plane(&stage, &capability);
+    let mut order = ordered("group");
+    let id = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(folder).unwrap());
+    let selectors = Selectors { cgroup: Some(Cgroup { level: 1, id }), ..Selectors::default() };
+    order.fault.target = target(selectors);
+    if has_table(&capability) {
+        let before = stage.state();
+        kernel.apply(&order, &mut journal).unwrap();
+        assert_takes("another's", PEER, TARGETED, Duration::ZERO);
+        move_to("/sys/fs/cgroup/troop-test");
+        assert_takes("its own", PEER, TARGETED, DELAY);
+        assert_takes("its own, by IPv6", PEER6, TARGETED, DELAY);
+        kernel.renew(&order.lease, crate::orders::ttl(30_000), Duration::from_secs(1)).unwrap();
+        assert_takes("its own, renewed", PEER, TARGETED, DELAY);
+        move_to("/sys/fs/cgroup");
+        assert_takes("another's again", PEER, TARGETED, Duration::ZERO);
+        kernel.heal(&order.lease, &mut journal).unwrap();
+        tend(&mut kernel, &mut journal);
+        assert_same(&stage.state(), &before);
+    } else {
+        assert!(matches!(kernel.apply(&order, &mut journal), Err(PlaneError::Cannot { .. })));
+    }
+    std::fs::remove_dir(folder).unwrap();
 }
 
 #[test]

@@ -174,8 +174,12 @@ impl ControlPlane {
 
     /// Grants a lease and renews it from then on.
     pub(crate) fn grant(&mut self, lease: &str, asked: &Asked) {
-        let message = serde_json::to_string(&asked.grant(0, lease)).unwrap();
-        self.say(&format!("grant {message}"));
+        self.grant_message(&asked.grant(0, lease));
+    }
+
+    /// Likewise, with a grant as it is but for its number.
+    pub(crate) fn grant_message(&mut self, grant: &ToAgent) {
+        self.say(&format!("grant {}", serde_json::to_string(grant).unwrap()));
     }
 
     /// Ends a lease; when it was sent.
@@ -187,6 +191,11 @@ impl ControlPlane {
     /// Sends a message as it is.
     pub(crate) fn raw(&mut self, message: &ToAgent) {
         self.say(&format!("raw {}", serde_json::to_string(message).unwrap()));
+    }
+
+    /// Sends a line that this release may not understand.
+    pub(crate) fn line(&mut self, line: &str) {
+        self.say(&format!("line {line}"));
     }
 
     /// Closes the agent's connection.
@@ -333,6 +342,7 @@ impl Desk {
                 say(&format!("ended {rest}"));
             }
             "raw" => self.send(&serde_json::from_str(rest).unwrap()),
+            "line" => drop(self.queue.as_ref().unwrap().try_send(format!("{rest}\n").into())),
             "hangup" => self.queue = None,
             other => panic!("{other}"),
         }

@@ -31,11 +31,18 @@ struct Hosts {
     does: Mutex<Does>,
     stories: Mutex<BTreeMap<String, Story>>,
     orders: Mutex<Vec<String>>,
+    /// Of the grant, and of each renewal that named some.
+    peers: Mutex<Vec<Vec<String>>>,
 }
 
 impl Hosts {
     fn that(does: Does) -> Arc<Self> {
-        Arc::new(Self { does: Mutex::new(does), stories: Mutex::default(), orders: Mutex::default() })
+        Arc::new(Self {
+            does: Mutex::new(does),
+            stories: Mutex::default(),
+            orders: Mutex::default(),
+            peers: Mutex::default(),
+        })
     }
 
     fn count(&self, word: &str) -> usize {
@@ -73,6 +80,12 @@ impl Agents for Hosts {
             Order::End { .. } => "end",
         };
         self.orders.lock().unwrap().push(word.to_owned());
+        let peers = match &order {
+            Order::Grant(grant) => Some(grant.peers.clone()),
+            Order::Renew { peers, .. } => peers.clone(),
+            Order::End { .. } => None,
+        };
+        self.peers.lock().unwrap().extend(peers);
         if does == Does::IsAway {
             return Err(NoAnswer::NotConnected(host.clone()));
         }
@@ -188,6 +201,21 @@ async fn a_delay_on_demand_is_granted_measured_renewed_ended_and_told() {
     let told = ends(&core).await;
     assert_eq!(told, ["its time was over: round trip 0.3 ms -> 200.3 ms -> 0.3 ms, measured on the wire"]);
     core.ledger.verify().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_name_is_resolved_for_the_grant_and_again_for_each_renewal() {
+    let (home, world, hosts) = (Home::new(), Fake::new(), Hosts::that(Does::All));
+    home.write_policy(&POLICY.replace("app:pricing", "host:localhost"));
+    let core = home.control_plane_with(&world, Arc::clone(&hosts) as Arc<dyn Agents>, IN_WINDOW).await;
+    let to = vec!["host:localhost".parse().unwrap()];
+    let asked = LatencyRequest { fault: FaultSpec::delay(Duration::from_millis(200), to), ..latency(3_000) };
+    assert_eq!(Control(Arc::clone(&core)).latency(asked, ana()).await.unwrap().outcome, "done");
+    until_over(&core).await;
+    let told = hosts.peers.lock().unwrap().clone();
+    assert!(told.len() >= 2, "{told:?}");
+    let is_local = |peer: &String| peer.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+    assert!(told.iter().all(|peers| !peers.is_empty() && peers.iter().all(is_local)), "{told:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

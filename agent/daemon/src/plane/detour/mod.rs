@@ -1,15 +1,14 @@
 //! What the planes in user space have in common: packets take a detour through a thread of this process, which holds them.
 //!
 //! A [`line::Line`] is such a thread. A [`port::Port`] is where its packets come from and where they go, which is all in which the planes
-//! differ; `filter` says as rules of nf_tables which packets a fault concerns.
+//! differ.
 
 mod arena;
 mod engine;
-pub(super) mod filter;
 mod line;
 pub(super) mod links;
+pub(super) mod mark;
 mod port;
-pub(super) mod step;
 
 pub(super) use self::arena::Budget;
 pub(super) use self::engine::Setup;

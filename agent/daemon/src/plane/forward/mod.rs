@@ -32,8 +32,8 @@ use troop_agent_core::moment::Moment;
 use self::port::Pair;
 use self::table::Detour;
 use super::detour::links::{self, Known};
-use super::detour::{self, Budget, HELD_MAX_BYTES, LINES_MAX, Line, filter, fingerprint, kernel, system, together};
-use super::{Backing, By, Device, Order, Plane, PlaneError, Seen};
+use super::detour::{self, Budget, HELD_MAX_BYTES, LINES_MAX, Line, fingerprint, kernel, mark, system, together};
+use super::{Backing, By, Device, Order, Plane, PlaneError, Seen, concern};
 use crate::clock;
 use crate::netlink::Netlink;
 use crate::nft::{Batch, Nft};
@@ -65,7 +65,7 @@ struct Up {
 #[derive(Debug)]
 struct Road {
     way: Way,
-    device: String,
+    device: Device,
     pair: [String; 2],
     index: u32,
     line: Line,
@@ -127,12 +127,12 @@ impl ForwardPlane {
             }
         };
         let rings = Rings::open(end).map_err(system("receive packets"))?;
-        let sender = Sender::open(out_of, filter::MARK).map_err(system("send packets"))?;
+        let sender = Sender::open(out_of, mark::MARK).map_err(system("send packets"))?;
         let port = Pair { rings, sender };
         let budget = Budget::new(held_bytes_max);
         let setup = detour::setup(&order.fault, way, budget, port).map_err(system("draw a number"))?;
         let line = Line::start(&pair[0], setup).map_err(system("start a thread"))?;
-        Ok(Road { way, device: device.name.clone(), pair, index, line })
+        Ok(Road { way, device: device.clone(), pair, index, line })
     }
 
     /// The filter, in two steps: first the lease, whose time the kernel counts from then on, and then the rules that ask for it. However
@@ -144,7 +144,7 @@ impl ForwardPlane {
             return Err(cannot("what takes longer than its lease".to_owned()));
         }
         let detours: Vec<Detour<'_>> = roads.iter().map(Road::detour).collect();
-        self.commit("put the filter up", table::put_up(table, target, &detours))
+        self.commit("put the filter up", table::put_up(table, target, &detours, left))
     }
 
     fn up(&self, lease: &LeaseId) -> Result<&Up, PlaneError> {
@@ -185,7 +185,7 @@ impl Plane for ForwardPlane {
             .and_then(|()| self.put_up(&table, &order.fault.target, &roads, until));
         if let Err(error) = done {
             // Whatever of it there is.
-            drop(self.nft.commit(table::take_down(&table)));
+            drop(self.nft.commit(table::take_down(&table, &order.fault.target)));
             drop(roads);
             // The first error is the one to tell; what could not be undone stays in the journal.
             drop(journal.undo(&order.lease.to_string(), &mut self.net, &mut Report::default()));
@@ -197,19 +197,21 @@ impl Plane for ForwardPlane {
 
     fn renew(&mut self, lease: &LeaseId, ttl: Ttl, _elapsed: Duration) -> Result<(), PlaneError> {
         let up = self.up(lease)?;
-        let table = up.table.clone();
         if up.roads.iter().any(|road| road.line.ask().is_none()) {
             // Nobody reads there any more.
-            self.commit("take the filter down", table::take_down(&table))?;
+            let batch = table::take_down(&up.table, &up.target);
+            self.commit("take the filter down", batch)?;
             return Err(system("reach the thread of the fault")(io::ErrorKind::BrokenPipe.into()));
         }
-        self.commit("renew the filter", table::renewed(&table, ttl.get()))
+        let detours: Vec<Detour<'_>> = up.roads.iter().map(Road::detour).collect();
+        let batch = table::renewed(&up.table, &up.target, &detours, ttl.get());
+        self.commit("renew the filter", batch)
     }
 
     fn retarget(&mut self, lease: &LeaseId, peers: &[Cidr]) -> Result<(), PlaneError> {
         let up = self.up(lease)?;
         let target = detour::retargeted(&up.target, peers).map_err(cannot)?;
-        let batch = table::retargeted(&up.table, peers);
+        let batch = concern::retargeted(Batch::new(), &up.table, peers);
         self.commit("change the filter's peers", batch)?;
         for road in &self.up(lease)?.roads {
             road.line.retarget(target.clone());
@@ -218,8 +220,9 @@ impl Plane for ForwardPlane {
     }
 
     fn heal(&mut self, lease: &LeaseId, journal: &mut Journal) -> Result<(), PlaneError> {
-        let table = self.up(lease)?.table.clone();
-        match self.nft.commit(table::take_down(&table)) {
+        let up = self.up(lease)?;
+        let batch = table::take_down(&up.table, &up.target);
+        match self.nft.commit(batch) {
             Ok(()) => {}
             Err(error) if error.errno() == Some(nix::errno::Errno::ENOENT as i32) => {}
             Err(error) => return Err(kernel("take the filter down")(error)),
@@ -250,7 +253,13 @@ impl Plane for ForwardPlane {
 
 impl Road {
     fn detour(&self) -> Detour<'_> {
-        Detour { way: self.way, device: &self.device, into: self.index, out_of: &self.pair[1] }
+        Detour {
+            way: self.way,
+            device: &self.device.name,
+            index: self.device.index,
+            into: self.index,
+            out_of: &self.pair[1],
+        }
     }
 }
 

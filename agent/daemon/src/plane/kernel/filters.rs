@@ -15,9 +15,10 @@ use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use troop_agent_core::fault::{Cidr, Fault, LINK_LOCAL, OffLimits, PortRange, Protocol, SSH_PORT, protocol};
 
 use super::lane::TCA_OPTIONS;
-use super::rules::{Lanes, NEIGHBOUR_DISCOVERY, mask};
+use super::rules::Lanes;
 use crate::netlink::attributes::Attributes;
 use crate::netlink::{Netlink, NetlinkError};
+use crate::plane::concern::{NEIGHBOUR_DISCOVERY, mask};
 use crate::plane::{Device, Order, PlaneError};
 use crate::undo::{Change, Journal};
 
@@ -80,6 +81,9 @@ pub(super) fn can(fault: &Fault) -> Result<(), String> {
     }
     if fault.flows != troop_agent_core::fault::FlowShare::ALL {
         return Err("a percentage of flows without nftables".into());
+    }
+    if fault.target.selectors().cgroup.is_some() {
+        return Err("a cgroup without nftables".into());
     }
     Ok(())
 }

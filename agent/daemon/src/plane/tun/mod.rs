@@ -40,7 +40,7 @@ use troop_agent_core::moment::Moment;
 use self::queue::{Out, Queue};
 use self::table::Lead;
 use super::detour::{
-    self, Budget, HELD_MAX_BYTES, LINES_MAX, Line, filter, fingerprint, kernel, links, system, together,
+    self, Budget, HELD_MAX_BYTES, LINES_MAX, Line, fingerprint, kernel, links, mark, system, together,
 };
 use super::{Backing, By, Device, Order, Plane, PlaneError, Seen};
 use crate::clock;
@@ -147,7 +147,7 @@ impl TunPlane {
         }
         let mut lines = Vec::new();
         for queue in made {
-            let out = Out::open(device.index, filter::MARK, has_ipv6).map_err(system("send packets"))?;
+            let out = Out::open(device.index, mark::MARK, has_ipv6).map_err(system("send packets"))?;
             let port = Queue::new(queue, out);
             let setup = detour::setup(&order.fault, Way::Out, budget.clone(), port);
             let line = setup.and_then(|setup| Line::start(&tun, setup)).map_err(system("start a thread"))?;
@@ -198,6 +198,9 @@ impl Plane for TunPlane {
     }
 
     fn can(&self, fault: &Fault) -> Result<(), PlaneError> {
+        if fault.target.selectors().cgroup.is_some() {
+            return Err(cannot("packets of one cgroup".to_owned()));
+        }
         match fault.direction {
             Direction::Egress => Ok(()),
             Direction::Ingress | Direction::Both => {

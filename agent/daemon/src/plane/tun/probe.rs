@@ -13,7 +13,7 @@ use super::{MARKS, cannot, has_ipv6, set_up};
 use crate::netlink::{Netlink, NetlinkError};
 use crate::nft::Nft;
 use crate::plane::PlaneError;
-use crate::plane::detour::{filter, kernel, system};
+use crate::plane::detour::{kernel, mark, system};
 
 const TUN: &str = "trprobe-t";
 const TABLE: &str = "troop-probe";
@@ -50,7 +50,7 @@ fn try_all() -> Result<Owners, PlaneError> {
         rule.lead_into(&mut net, index).map_err(kernel("make a route into a TUN"))?;
         rule.make(&mut net).map_err(kernel("make a rule of routing"))?;
     }
-    Out::open(index, filter::MARK, has_ipv6(TUN)).map_err(system("send packets"))?;
+    Out::open(index, mark::MARK, has_ipv6(TUN)).map_err(system("send packets"))?;
     // An address for documentation (RFC 5737), which nobody has.
     let nobody = Selectors { peers: vec![Cidr::host([192, 0, 2, 1].into())], ..Selectors::default() };
     let target = Target::new(nobody, &[]).map_err(|error| cannot(error.to_string()))?;

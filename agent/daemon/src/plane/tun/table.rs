@@ -8,10 +8,9 @@ use std::time::Duration;
 use troop_agent_core::fault::{Cidr, TO_MANY, Target};
 
 use super::Owners;
-use crate::nft::{At, Batch, Chain, Compare, Elements, Meta, Set};
+use crate::nft::{At, Batch, Chain, Compare, Elements, Expressions, Hook, Meta, Set};
 use crate::packet::Way;
-use crate::plane::detour::filter;
-use crate::plane::detour::step::{Step, expressions};
+use crate::plane::concern;
 
 /// Behind all that others have there (`enum nf_ip_hook_priorities` ends at 300): addresses are those on the wire, and a firewall has let
 /// the packet pass as it went out of its device.
@@ -42,10 +41,10 @@ pub(super) fn leased(table: &str, owners: Owners, leads: &[Lead], ttl: Duration)
 /// All the rest of it. `translates`: addresses may be translated here, and connections are looked at.
 pub(super) fn put_up(table: &str, target: &Target, leads: &[Lead], translates: bool) -> Batch {
     let mut batch = Batch::inet();
-    filter::define(&mut batch, table, target);
-    batch.new_chain(table, Chain { name: CHAIN, at: Some(At::output(PRIORITY)) });
+    concern::new_sets(&mut batch, table, target.selectors());
+    batch.new_chain(table, Chain { name: CHAIN, at: Some(At::sent(Hook::Reroute, PRIORITY)) });
     for rule in rules(target, leads, translates) {
-        batch.new_rule(table, CHAIN, expressions(&rule));
+        batch.new_rule(table, CHAIN, rule);
     }
     batch
 }
@@ -59,14 +58,13 @@ pub(super) fn take_down(table: &str) -> Batch {
 /// Lets it live for another `ttl`.
 pub(super) fn renewed(table: &str, leads: &[Lead], ttl: Duration) -> Batch {
     let mut batch = Batch::inet();
-    filter::replace(&mut batch, table, ALIVE, &alive(leads, ttl));
+    batch.clear(table, ALIVE);
+    batch.add_elements(table, ALIVE, &alive(leads, ttl));
     batch
 }
 
 pub(super) fn retargeted(table: &str, new: &[Cidr]) -> Batch {
-    let mut batch = Batch::inet();
-    filter::retarget(&mut batch, table, new);
-    batch
+    concern::retargeted(Batch::inet(), table, new)
 }
 
 fn alive(leads: &[Lead], ttl: Duration) -> Elements {
@@ -75,25 +73,24 @@ fn alive(leads: &[Lead], ttl: Duration) -> Elements {
 }
 
 /// In the order in which the kernel asks them.
-fn rules(target: &Target, leads: &[Lead], translates: bool) -> Vec<Vec<Step>> {
+fn rules(target: &Target, leads: &[Lead], translates: bool) -> Vec<Expressions> {
+    let rule = Expressions::default;
     let mut rules = vec![
         // What a line has sent, or another fault has marked; and somebody else's mark is his way of routing, which ours would replace.
-        vec![Step::Load(Meta::Mark), Step::Is(Compare::Unequal, vec![0; 4]), Step::Accept],
-        vec![Step::Load(Meta::OutDevice), Step::NotIn(ALIVE), Step::Accept],
+        rule().meta(Meta::Mark).compare(Compare::Unequal, &[0; 4]).accept(),
+        rule().meta(Meta::OutDevice).lookup_not(ALIVE).accept(),
     ];
     // This host may be among the receivers, and would get it twice.
-    for range in TO_MANY {
-        rules.push([filter::within(&range, Way::Out), vec![Step::Accept]].concat());
-    }
+    rules.extend(TO_MANY.iter().map(|range| concern::peer_within(range, Way::Out).accept()));
     if translates {
         // A connection whose addresses are translated would be taken for another one the second time.
-        rules.push(vec![Step::Translation, Step::Is(Compare::Unequal, vec![0; 4]), Step::Accept]);
+        rules.push(rule().translation().compare(Compare::Unequal, &[0; 4]).accept());
     }
-    rules.extend(filter::spared(target, Way::Out));
-    for concerned in filter::concerned(target.selectors(), Way::Out) {
-        for lead in leads {
-            let here = [Step::Load(Meta::OutDevice), Step::Is(Compare::Equal, lead.device.to_ne_bytes().to_vec())];
-            rules.push([&concerned[..], &here, &[Step::SetMark(lead.mark), Step::Accept]].concat());
+    rules.extend(concern::spared(target, Way::Out).into_iter().map(Expressions::accept));
+    for lead in leads {
+        for concerned in concern::concerned(target.selectors(), Way::Out, None) {
+            let here = concerned.meta(Meta::OutDevice).compare(Compare::Equal, &lead.device.to_ne_bytes());
+            rules.push(here.set_mark(lead.mark).accept());
         }
     }
     rules
@@ -110,11 +107,17 @@ mod tests {
         let target = Target::new(Selectors { everything: true, ..Selectors::default() }, &[]).unwrap();
         let leads = [Lead { device: 2, mark: 7 }, Lead { device: 3, mark: 8 }];
         let rules = rules(&target, &leads, true);
-        let marks = |rule: &Vec<Step>| rule.iter().any(|step| matches!(step, Step::SetMark(_)));
-        let first = rules.iter().position(marks).unwrap();
-        assert!(rules[first..].iter().all(marks));
-        // Of two devices, in two families.
-        assert_eq!(rules.len() - first, 4);
-        assert!(rules.iter().all(|rule| rule.last() == Some(&Step::Accept)));
+        let last_spared = concern::spared(&target, Way::Out).pop().unwrap().accept();
+        let first = rules.iter().position(|rule| *rule == last_spared).unwrap() + 1;
+        let marks = rule_that_marks(&target, leads[0]);
+        assert_eq!(rules[first], marks);
+        // Of two devices, in two families, TCP and the others.
+        assert_eq!(rules.len() - first, 8);
+    }
+
+    fn rule_that_marks(target: &Target, lead: Lead) -> Expressions {
+        let concerned = concern::concerned(target.selectors(), Way::Out, None).remove(0);
+        let here = concerned.meta(Meta::OutDevice).compare(Compare::Equal, &lead.device.to_ne_bytes());
+        here.set_mark(lead.mark).accept()
     }
 }
