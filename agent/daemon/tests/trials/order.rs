@@ -21,8 +21,8 @@ const fn ms_of(ms: u64) -> Duration {
 }
 
 /// A grant that names no peer whom the agent could ask.
-fn unprobed(of: Option<Owner>) -> ToAgent {
-    let ToAgent::Grant(mut grant) = ASKED.grant(0, "asked") else { panic!("no grant") };
+fn unprobed(lease: &str, of: Option<Owner>) -> ToAgent {
+    let ToAgent::Grant(mut grant) = ASKED.grant(0, lease) else { panic!("no grant") };
     grant.probes.clear();
     grant.fault.of = of;
     ToAgent::Grant(grant)
@@ -54,7 +54,7 @@ fn where_nobody_can_be_asked_the_hosts_own_connections_show_it_and_that_it_is_go
             }
         });
         std::thread::sleep(ms(200));
-        control.grant_message(&unprobed(None));
+        control.grant_message(&unprobed("asked", None));
         control.wait_until_up("asked");
         measured_by_connections(&control.wait_for_story("asked", |story| story.at == Chapter::Up));
         control.end("asked");
@@ -72,8 +72,8 @@ fn where_nobody_can_be_asked_the_hosts_own_connections_show_it_and_that_it_is_go
 
 #[test]
 #[ignore = "needs root"]
-fn a_fault_on_a_cgroup_is_measured_by_its_own_connections_and_another_beside_it_is_refused() {
-    let name = "order::a_fault_on_a_cgroup_is_measured_by_its_own_connections_and_another_beside_it_is_refused";
+fn a_fault_on_a_process_is_measured_by_its_own_connections_and_ends_with_it() {
+    let name = "order::a_fault_on_a_process_is_measured_by_its_own_connections_and_ends_with_it";
     in_namespaces(name, |world| {
         let Some(group) = Group::make() else {
             return println!("skipped: no cgroup can be made here");
@@ -84,24 +84,23 @@ fn a_fault_on_a_cgroup_is_measured_by_its_own_connections_and_another_beside_it_
         let mut others = connect(PEER, TARGETED);
         let mut talking = group.talks(TARGETED);
         std::thread::sleep(ms(300));
-        control.grant_message(&unprobed(Some(Owner::cgroup(&group.path()).unwrap())));
+        control.grant_message(&unprobed("asked", Some(Owner::Pid(talking.id()))));
         control.wait_until_up("asked");
         measured_by_connections(&control.wait_for_story("asked", |story| story.at == Chapter::Up));
         assert!(round_trip(&mut others) < ms(50));
 
-        for (number, of, expected) in [
-            (1_000, Owner::Cgroup(group.path()), "one at a time can be"),
-            (1_001, Owner::Unit("nobody.service".to_owned()), "is not on this host"),
+        for (lease, of, expected) in [
+            ("second", Owner::Cgroup(group.path()), "one at a time can be"),
+            ("third", Owner::Unit("nobody.service".to_owned()), "is not on this host"),
         ] {
-            let ToAgent::Grant(mut grant) = unprobed(Some(of)) else { panic!("no grant") };
-            (grant.number, grant.lease) = (number, format!("other{number}"));
-            control.raw(&ToAgent::Grant(grant));
-            let Answered::Refused { why } = control.answer_to(number) else { panic!("{:?}", control.all()) };
-            assert!(why.contains(expected), "{why}");
+            let said = control.said();
+            control.grant_message(&unprobed(lease, Some(of)));
+            control.wait_for("the refusal", said, |line| line.contains("refused") && line.contains(expected));
         }
-        // Without its process the cgroup is there still, and nobody in it.
         talking.kill().unwrap();
         talking.wait().unwrap();
+        let over = control.wait_for_story("asked", |story| story.at == Chapter::Over);
+        assert!(over.trouble.ends_with("is not on this host"), "{over:?}");
         host.end();
         host.await_nothing_left();
     });
