@@ -21,6 +21,7 @@ mod latency;
 mod ledger;
 mod list;
 mod logs;
+mod notify;
 mod plan;
 mod policy;
 mod policy_files;
@@ -74,6 +75,7 @@ enum Command {
     Plan(plan::PlanArgs),
     Explain(explain::ExplainArgs),
     History(history::HistoryArgs),
+    Notify(notify::NotifyArgs),
     Kill(kill::KillArgs),
     Latency(latency::LatencyArgs),
     Agents(latency::AgentsArgs),
@@ -131,6 +133,7 @@ fn run(cli: Cli) -> Result<Code, CliError> {
         Command::Plan(args) => context::block_on(plan::run(&cx, &args)),
         Command::Explain(args) => context::block_on(explain::run(&cx, &args)),
         Command::History(args) => context::block_on(history::run(&cx, &args)),
+        Command::Notify(args) => context::block_on(notify::run(&cx, args)),
         Command::Kill(args) => context::block_on(kill::run(&cx, args)),
         Command::Latency(args) => context::block_on(latency::run(&cx, args)),
         Command::Agents(args) => context::block_on(latency::agents(&cx, &args)),
