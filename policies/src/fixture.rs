@@ -10,7 +10,9 @@ use crate::gates::Scope;
 use crate::ids::{AccountName, ImageId, InstanceId, RegionName, TeamName, ZoneName};
 use crate::inventory::{Group, Instance, Inventory, Lifecycle, TAG_TEAM, TargetHealth};
 use crate::names::{AppName, GroupName};
-use crate::policy::{AppPolicy, ChaosPolicy, Grouping, Holidays, KillStyle, Place, Policy, Rate, SiteCaps, TeamCaps};
+use crate::policy::{
+    AppPolicy, ChaosPolicy, Grouping, Holidays, KillStyle, NoNotice, Place, Policy, Rate, SiteCaps, TeamCaps,
+};
 use crate::registry_view::{Entry, RegistryView, Status};
 use crate::situation::{InventorySeen, LedgerSeen, Situation, WindowSeen};
 use crate::step::Size;
@@ -119,6 +121,7 @@ pub(crate) fn policy() -> Policy {
         team: TeamName::new("demo").unwrap(),
         owner: None,
         notify: Vec::new(),
+        no_notice: NoNotice::Act,
         time_zone: TimeZone::UTC,
         time_zone_name: "UTC".to_owned(),
         windows: Vec::new(),
@@ -142,6 +145,7 @@ pub(crate) fn situation<'a>(policy: &'a Policy, inventory: &'a Inventory, regist
         site_leashed: Ok(false),
         site_hold_while: Vec::new(),
         holds: BTreeMap::new(),
+        site_channels: BTreeSet::new(),
         site_caps: SiteCaps::default(),
         halt: Ok(None),
         clock: Ok(()),

@@ -4,6 +4,8 @@
 //! spares is the reason. A scope may span several clusters: a gate about a cluster takes out only the clusters it spares,
 //! and the scope is spared when none is left.
 
+mod notices;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -197,7 +199,13 @@ pub fn ask_about(situation: &Situation<'_>, scope: &Scope, purpose: &Purpose, ha
             Gate::Clock => situation.clock.clone().map(|()| "agrees".to_owned()).map_err(|why| Spared::Clock { why }),
             Gate::Ledger => seen.clone().and_then(|seen| ledger_gate(seen, &clusters)),
             Gate::Inventory => inventory_gate(situation),
-            Gate::Hold => app.clone().and_then(|(_, app)| hold_gate(situation, app)),
+            Gate::Hold => app.clone().and_then(|(policy, app)| {
+                let quiet = hold_gate(situation, app)?;
+                Ok(match notices::told(situation, policy, seen.clone())? {
+                    Some(told) => format!("{quiet}, {told}"),
+                    None => quiet,
+                })
+            }),
             Gate::Window => window_gate(situation, purpose),
             Gate::Push => seen.clone().and_then(|seen| {
                 let during = monkey.as_ref().is_ok_and(|m| m.during_push);

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use jiff::civil::{Date, DateTime, Time, Weekday};
 use jiff::tz::TimeZone;
+use serde::{Deserialize, Serialize};
 
 use crate::fault::Owner;
 use crate::ids::{AccountName, RegionName, TeamName};
@@ -16,7 +17,7 @@ use crate::inventory::Group;
 use crate::names::{AppName, ClusterName};
 
 /// Where in a file something was said, for reasons that operators read (`shop.toml:42`).
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Place {
     pub file: String,
     /// 1-based.
@@ -35,7 +36,10 @@ pub struct Policy {
     pub place: Place,
     pub team: TeamName,
     pub owner: Option<String>,
-    pub notify: Vec<String>,
+    /// Who is told of what is planned and done.
+    pub notify: Vec<Recipient>,
+    /// What holds while nobody could be told.
+    pub no_notice: NoNotice,
     pub time_zone: TimeZone,
     /// The zone's IANA name, as written.
     pub time_zone_name: String,
@@ -44,6 +48,30 @@ pub struct Policy {
     pub blackouts: Vec<Blackout>,
     pub caps: TeamCaps,
     pub apps: BTreeMap<AppName, AppPolicy>,
+}
+
+/// Who is told: a target on a channel of the site file. Written `CHANNEL:TARGET`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Recipient {
+    pub channel: String,
+    /// What the channel calls it, such as the name of a room.
+    pub target: String,
+}
+
+impl std::fmt::Display for Recipient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.channel, self.target)
+    }
+}
+
+/// What a team wants while it could not be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum NoNotice {
+    /// Monkeys act all the same.
+    #[default]
+    Act,
+    /// Nothing of the team is hurt until it was told of the day's plan, or while a channel of it fails.
+    Spare,
 }
 
 /// When monkeys may act: from `open` up to, not including, `close`, on these days. `close` before `open` means overnight,
@@ -88,7 +116,7 @@ impl Default for TeamCaps {
 }
 
 /// What a scope is: a cluster, a stack or an app.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Grouping {
     Cluster,
@@ -143,7 +171,7 @@ pub struct ChaosPolicy {
     pub during_push: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KillStyle {
     Crash,
@@ -340,10 +368,15 @@ pub struct Channel {
     pub url_file: PathBuf,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ChannelKind {
+    /// An incoming webhook of Slack's form: `channel` and `text`.
     Slack,
-    Webhook,
+    /// JSON of our own, signed as the Standard Webhooks specification says.
+    Webhook {
+        /// Holds the signing secret, `whsec_` and base64.
+        secret_file: PathBuf,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

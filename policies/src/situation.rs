@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{InstanceId, TeamName, ZoneName};
 use crate::inventory::Inventory;
 use crate::names::{ClusterName, GroupName};
-use crate::policy::{Policy, SiteCaps};
+use crate::policy::{Policy, Recipient, SiteCaps};
 use crate::registry_view::RegistryView;
 
 /// A reading, or why there is none.
@@ -24,6 +24,8 @@ pub struct Situation<'a> {
     pub site_caps: SiteCaps,
     /// Hold signals of the whole site, beside those of the app.
     pub site_hold_while: Vec<String>,
+    /// The site file's channels, by name. A recipient on another one can never be told.
+    pub site_channels: BTreeSet<String>,
     /// What the signals said, by their text. One that is not here was not asked, which spares.
     pub holds: HoldsSeen,
     pub halt: Reading<Option<Halted>>,
@@ -79,6 +81,18 @@ pub struct LedgerSeen {
     pub site_kills_today: u32,
     /// Acts that have not healed: open intents, and kills whose group is not whole yet.
     pub unhealed: Vec<OpenAct>,
+    /// How each recipient of the team stands, where the policy wants nothing to happen while it is not told. One that is not
+    /// here was not looked up, which spares.
+    pub notices: BTreeMap<Recipient, Reading<NoticesSeen>>,
+}
+
+/// How it stands with one recipient.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NoticesSeen {
+    /// Whether the plan of the day asked about was told, and taken.
+    pub plan_told: bool,
+    /// Why the last notice was not taken, while none after it was.
+    pub failing: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

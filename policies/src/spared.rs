@@ -97,6 +97,8 @@ pub enum Spared {
     Held { signal: String, what: String },
     #[error("hold signal `{signal}` cannot be asked: {why}")]
     HoldNotAsked { signal: String, why: String },
+    #[error("`no_notice` of team `{team}` spares: {why}")]
+    NoNotice { team: String, why: String },
     #[error("{why}")]
     WindowShut { why: String, opens: Option<Timestamp> },
     #[error("{holder} holds `{cluster}`")]
@@ -149,7 +151,7 @@ impl Spared {
             Self::Clock { .. } => Gate::Clock,
             Self::ForeignMark { .. } => Gate::Ledger,
             Self::StaleInventory { .. } | Self::Shrunk { .. } => Gate::Inventory,
-            Self::Held { .. } | Self::HoldNotAsked { .. } => Gate::Hold,
+            Self::Held { .. } | Self::HoldNotAsked { .. } | Self::NoNotice { .. } => Gate::Hold,
             Self::WindowShut { .. } => Gate::Window,
             Self::PushInFlight { .. } | Self::NotServing { .. } => Gate::Push,
             Self::TooSoon { .. }
@@ -169,6 +171,7 @@ impl Spared {
                 "the locks" => Gate::Push,
                 "the history" => Gate::History,
                 "the caps" => Gate::Caps,
+                "the notices" => Gate::Hold,
                 "the registry" => Gate::Group,
                 _ => Gate::Inventory,
             },

@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
 use tokio::task::AbortHandle;
+use troop::ask::{Post, Posted};
 use troop::serve::host::Host;
 use troop::state::StateError;
-use troop_policies::situation::{Halted, HoldsSeen};
+use troop_policies::situation::{Halted, HoldsSeen, Reading};
 
 use crate::rng::Rng;
 
@@ -162,6 +163,11 @@ impl Host for SimHost {
 
     fn ask_holds(&self, signals: Vec<String>) -> BoxFuture<'_, HoldsSeen> {
         Box::pin(std::future::ready(self.signals.ask(signals, self.time.now())))
+    }
+
+    /// The simulated site file names no channel.
+    fn post(&self, _: Post) -> BoxFuture<'_, Reading<Posted>> {
+        Box::pin(std::future::ready(Err("the simulated world has no channels".to_owned())))
     }
 
     fn halt(&self) -> Result<Option<Halted>, String> {

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, header};
+use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -121,10 +122,13 @@ impl Client {
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .map_err(|e| garbled(e.to_string()))?;
-        exchange(stream, request, ANSWER_BYTES_MAX).await.map_err(|e| match e {
+        let wanted = BodyWanted::Whole { bytes_max: ANSWER_BYTES_MAX };
+        let answer = exchange(stream, request, wanted).await.map_err(|e| match e {
             NoAnswer::Broken(source) => broken(source),
             NoAnswer::Body(why) => garbled(why),
-        })
+        })?;
+        let (head, body) = answer.into_parts();
+        Ok((head.status, body))
     }
 }
 
@@ -137,19 +141,51 @@ pub(crate) enum NoAnswer {
     Body(String),
 }
 
-/// Sends one request over a connection of its own and reads the answer whole, up to `bytes_max`.
+/// How much of an answer's body is wanted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum BodyWanted {
+    /// All of it; a longer one is an error.
+    Whole { bytes_max: usize },
+    /// Of an answer that is not 2xx its first bytes, of any other nothing: the status alone is the answer, also where the
+    /// body is longer or breaks off.
+    StartOfRefusal { bytes_max: usize },
+}
+
+impl BodyWanted {
+    async fn of(self, status: StatusCode, mut body: Incoming) -> Result<Bytes, NoAnswer> {
+        let bytes_max = match self {
+            Self::Whole { bytes_max } => {
+                let body = Limited::new(body, bytes_max).collect().await;
+                return Ok(body.map_err(|e| NoAnswer::Body(e.to_string()))?.to_bytes());
+            }
+            Self::StartOfRefusal { .. } if status.is_success() => return Ok(Bytes::new()),
+            Self::StartOfRefusal { bytes_max } => bytes_max,
+        };
+        let mut start = Vec::new();
+        while let Some(Ok(frame)) = body.frame().await {
+            start.extend(frame.into_data().unwrap_or_default());
+            if start.len() >= bytes_max {
+                start.truncate(bytes_max);
+                break;
+            }
+        }
+        Ok(start.into())
+    }
+}
+
+/// Sends one request over a connection of its own, and reads as much of the answer as is wanted.
 pub(crate) async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send,
     request: Request<Full<Bytes>>,
-    bytes_max: usize,
-) -> Result<(StatusCode, Bytes), NoAnswer> {
+    wanted: BodyWanted,
+) -> Result<Response<Bytes>, NoAnswer> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(NoAnswer::Broken)?;
     // The connection lives as long as this exchange, so that nothing is left behind when it is given up.
     let answer = async {
         let (head, body) = sender.send_request(request).await.map_err(NoAnswer::Broken)?.into_parts();
-        let body = Limited::new(body, bytes_max).collect().await.map_err(|e| NoAnswer::Body(e.to_string()))?;
-        Ok((head.status, body.to_bytes()))
+        let body = wanted.of(head.status, body).await?;
+        Ok(Response::from_parts(head, body))
     };
     tokio::pin!(answer, connection);
     tokio::select! {

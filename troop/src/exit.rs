@@ -136,6 +136,10 @@ impl From<SiteError> for CliError {
             SiteError::CaFile { .. } => {
                 Some("write an authority's certificate into it as PEM, or leave it out".to_owned())
             }
+            SiteError::Channel { .. } => Some(
+                "write the address, and for a webhook the secret, into files of their own, which only Troop reads"
+                    .to_owned(),
+            ),
             SiteError::Agents { .. } => {
                 Some("write the certificate, its issuers' after it, and its private key as PEM".to_owned())
             }

@@ -5,6 +5,7 @@
 
 pub mod agents;
 pub mod api;
+pub mod ask;
 pub mod bench;
 pub mod cli;
 pub mod client;

@@ -1,4 +1,4 @@
-//! The control plane's way out of the sandbox, for hold signals alone: inside there is no network but the instances'.
+//! The control plane's way out of the sandbox, for hold signals and notices alone: inside there is no network but the instances'.
 //!
 //! The supervisor, on the host, listens on STATE/run/outside.sock, which only its own user can open. A caller sends one
 //! line, `HOST PORT`; the answer is a line, `ok` or why not, and after `ok` the bytes of the connection.
@@ -16,8 +16,9 @@ use tokio::sync::Semaphore;
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// How long one connection may last: an answer to a question takes a second.
 const LASTS_AT_MOST: Duration = Duration::from_secs(10);
-/// Connections at a time: twenty signals of a site, and twenty of an app that is asked about meanwhile.
-const AT_ONCE: usize = 40;
+/// Connections at a time: twenty signals of a site, twenty of an app that is asked about meanwhile, and twenty notices, which
+/// are never more: a slow channel must not make signals late.
+const AT_ONCE: usize = 60;
 /// Longest line: a name of 253 characters, a port, and room.
 const LINE_BYTES_MAX: u64 = 300;
 

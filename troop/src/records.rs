@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
 use troop_policies::intent::{Intent, Outcome};
+use troop_policies::policy::Recipient;
 use troop_policies::spared::Gate;
 use troop_policies::{ClusterName, GroupName, InstanceId, IntentId, TeamName, ZoneName};
 
@@ -139,6 +140,17 @@ pub enum Record {
     ClockJumped {
         by_ms: i64,
     },
+    /// A notice that was given up: of `event`, to `recipient`.
+    NoticeFailed {
+        team: TeamName,
+        /// As the policy writes it.
+        recipient: String,
+        event: i64,
+        /// The event's own kind, and its scope where it has one.
+        of: String,
+        draw_key: Option<String>,
+        why: String,
+    },
     /// Marks of another ledger, accepted by a person: `GROUP MARK`.
     Adopted {
         who: String,
@@ -171,6 +183,7 @@ impl Record {
             Self::RollbackRequested { .. } => "rollback_requested",
             Self::SmallerInventoryAccepted { .. } => "smaller_inventory_accepted",
             Self::ClockJumped { .. } => "clock_jumped",
+            Self::NoticeFailed { .. } => "notice_failed",
             Self::Adopted { .. } => "adopted",
         }
     }
@@ -185,6 +198,7 @@ impl Record {
             | Self::SparedAtAct { draw_key, .. }
             | Self::WouldHave { draw_key, .. }
             | Self::Cleared { draw_key, .. } => Some(draw_key.clone()),
+            Self::NoticeFailed { draw_key, .. } => draw_key.clone(),
             Self::PushStarted { cluster, .. }
             | Self::PushMoved { cluster, .. }
             | Self::PushEnded { cluster, .. }
@@ -209,6 +223,7 @@ impl Record {
             | Self::DayKeyPublished { team, .. }
             | Self::SparedAtAct { team, .. }
             | Self::WouldHave { team, .. }
+            | Self::NoticeFailed { team, .. }
             | Self::PolicyTaken { team, .. } => Some(team),
             Self::PolicyBad { team, .. } => team.as_ref(),
             Self::Intended { intent, .. } | Self::Settled { intent, .. } => intent.cause.team(),
@@ -256,6 +271,38 @@ pub const MARK_HEALING: &str = "healing";
 pub const MARK_ADOPTED: &str = "adopted";
 /// Mark keyed by draw key, body [`troop_policies::situation::UnhealedMark`].
 pub const MARK_UNHEALED: &str = "unhealed";
+/// Mark keyed by [`notices_key`], body [`NoticesBody`].
+pub const MARK_NOTICES: &str = "notices";
+
+/// The key of a recipient's mark. Names of teams hold no space.
+pub fn notices_key(team: &TeamName, recipient: &Recipient) -> String {
+    format!("{team} {recipient}")
+}
+
+/// How far a recipient of a team has been told.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NoticesBody {
+    /// The newest event that is settled for it: told and taken, given up, or nothing to be told.
+    pub cursor: i64,
+    /// The newest days whose plan was told and taken.
+    pub plans_told: Vec<Date>,
+    /// Set from a notice that was not taken until one is.
+    pub failing: Option<NoticesFailing>,
+}
+
+/// See [`NoticesBody::failing`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NoticesFailing {
+    /// Real time.
+    pub since: Timestamp,
+    pub why: String,
+}
+
+impl std::fmt::Display for NoticesFailing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}, since {}", self.why, self.since.strftime("%Y-%m-%d %H:%M:%SZ"))
+    }
+}
 /// Request rows of kind `rollback`, keyed by cluster, body [`RollbackBody`].
 pub const REQUEST_ROLLBACK: &str = "rollback";
 

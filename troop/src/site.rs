@@ -5,9 +5,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use troop_policies::file::{self, Diagnostic};
-use troop_policies::policy::Site;
+use troop_policies::policy::{ChannelKind, Site};
 
 use crate::agents::identity::{Identity, IdentityError};
+use crate::serve::notices::channel::{self, ChannelError};
 use crate::tls::{self, TlsError};
 
 /// Why nothing may start on a site file.
@@ -27,6 +28,13 @@ pub enum SiteError {
         path: PathBuf,
         #[source]
         source: TlsError,
+    },
+    #[error("channel `{name}` of the site file `{}` cannot be used", path.display())]
+    Channel {
+        path: PathBuf,
+        name: String,
+        #[source]
+        source: ChannelError,
     },
     #[error("the table `agents` of the site file `{}` cannot be used", path.display())]
     Agents {
@@ -75,6 +83,18 @@ pub fn read(path: Option<&Path>) -> Result<Read, SiteError> {
         agents.key_file = folder.join(&agents.key_file);
         Identity::read(agents).map_err(|source| SiteError::Agents { path: path.to_owned(), source })?;
     }
+    for (name, channel) in &mut site.channels {
+        channel.url_file = folder.join(&channel.url_file);
+        match &mut channel.kind {
+            ChannelKind::Slack => {}
+            ChannelKind::Webhook { secret_file } => *secret_file = folder.join(&*secret_file),
+        }
+        channel::read(channel).map_err(|source| SiteError::Channel {
+            path: path.to_owned(),
+            name: name.clone(),
+            source,
+        })?;
+    }
     site.ledger = site.ledger.map(|ledger| folder.join(ledger));
     Ok(Read { site, warnings: shown(&warnings) })
 }
@@ -107,6 +127,16 @@ mod tests {
         assert!(matches!(read(Some(&path)).unwrap_err(), SiteError::CaFile { .. }));
         fs::write(folder.path().join("ca.pem"), crate::tls::tests::Authority::new().pem()).unwrap();
         assert_eq!(read(Some(&path)).unwrap().site.signals_ca_file, Some(folder.path().join("ca.pem")));
+    }
+
+    #[test]
+    fn the_files_of_a_channel_are_read_when_the_site_file_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("troop.toml");
+        fs::write(&path, "site = \"acme\"\n[channels.slack]\nkind = \"slack\"\nurl_file = \"slack.url\"\n").unwrap();
+        assert!(matches!(read(Some(&path)).unwrap_err(), SiteError::Channel { .. }));
+        fs::write(folder.path().join("slack.url"), "https://hooks.test/T/B/x\n").unwrap();
+        assert_eq!(read(Some(&path)).unwrap().site.channels["slack"].url_file, folder.path().join("slack.url"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! TLS for hold signals: whom to trust, and the handshake over a connection that somebody else has dialled.
+//! TLS for hold signals and channels: whom to trust, and the handshake over a connection that somebody else has dialled.
 //!
 //! Trusted are the authorities that this machine trusts, and those of the site's `ca_file`. They are read anew for every
 //! question, since a certificate that was exchanged must not need a restart. What cannot be read is an error, and spares.
@@ -52,7 +52,7 @@ pub enum TlsError {
     Handshake(#[source] io::Error),
 }
 
-/// Whom hold signals may be signed by.
+/// Whom hold signals and channels may be signed by.
 #[derive(Clone)]
 pub struct Trust(TlsConnector);
 

@@ -7,6 +7,7 @@
 //! **Invariant:** text in, values out. No file is opened here and no clock is read, and no input makes it panic.
 
 mod app;
+mod channels;
 mod conflicts;
 mod cron;
 mod diagnostic;
@@ -30,6 +31,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 
+pub use channels::unknown_channels;
 pub use conflicts::{conflicts, spare_team};
 pub use diagnostic::{DIAGNOSTICS_MAX, Diagnostic, Severity};
 pub use template::template;

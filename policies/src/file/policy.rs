@@ -11,13 +11,13 @@ use jiff::tz::{TimeZone, TimeZoneDatabase};
 use toml::de::DeTable;
 
 use super::diagnostic::{Findings, shown};
-use super::raw::{Day, RawApp, RawBlackout, RawCaps, RawGrouping, RawHolidays, RawPolicy, RawWindow};
+use super::raw::{Day, RawApp, RawBlackout, RawCaps, RawGrouping, RawHolidays, RawNoNotice, RawPolicy, RawWindow};
 use super::scalar::{Bad, DurationText, Sp, date, date_time, duration, time, written};
 use super::tree::nearest;
 use super::{app, monkeys, schema, tree};
 use crate::ids::TeamName;
 use crate::names::AppName;
-use crate::policy::{AppPolicy, Blackout, Grouping, Holidays, Policy, TeamCaps, Window};
+use crate::policy::{AppPolicy, Blackout, Grouping, Holidays, NoNotice, Policy, Recipient, TeamCaps, Window};
 
 /// A group that is whole again within a second cannot be told from one that was never hurt.
 const HEALS_WITHIN_MIN: Duration = Duration::from_secs(1);
@@ -45,7 +45,8 @@ pub(crate) fn policy(raw: &RawPolicy, written: &DeTable<'_>, out: &mut Findings<
         has_windows: tree::has_or_means(written, "windows", schema::policy(), &[])
             && written.get("windows").and_then(|w| w.get_ref().as_array()).is_none_or(|w| !w.is_empty()),
     };
-    raw.notify.iter().for_each(|channel| notify(channel, out));
+    let notify = raw.notify.iter().filter_map(|text| recipient(text, out)).collect();
+    let no_notice = no_notice(raw, out);
     let windows = raw.windows.iter().filter_map(|w| window(w, out)).collect();
     let holidays = raw.holidays.as_ref().map_or_else(Holidays::default, |h| holidays(h.get(), out));
     let blackouts = raw.blackouts.iter().filter_map(|b| blackout(b, out)).collect();
@@ -56,7 +57,8 @@ pub(crate) fn policy(raw: &RawPolicy, written: &DeTable<'_>, out: &mut Findings<
         place: out.place(raw.team.as_ref().map_or(0, |t| t.span().start)),
         team: team?,
         owner: raw.owner.as_ref().map(|o| o.get().clone()),
-        notify: raw.notify.iter().map(|n| n.get().clone()).collect(),
+        notify,
+        no_notice,
         time_zone,
         time_zone_name,
         windows,
@@ -164,16 +166,32 @@ fn nearest_zone(text: &str) -> Option<String> {
     same_city.cloned().or_else(|| nearest(&city, names.iter().map(String::as_str)).map(str::to_owned))
 }
 
-fn notify(channel: &Sp<String>, out: &mut Findings<'_>) {
+fn recipient(text: &Sp<String>, out: &mut Findings<'_>) -> Option<Recipient> {
     let plain = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-#@".contains(c));
-    match channel.get().split_once(':') {
-        Some((name, target)) if plain(name) && plain(target) => {
-            let message = "this build cannot notify yet: nobody is told";
-            out.warning(channel.span(), message, Some("read `troop plan` and `troop history` meanwhile".to_owned()));
+    match text.get().split_once(':') {
+        Some((channel, target)) if plain(channel) && plain(target) => {
+            Some(Recipient { channel: channel.to_owned(), target: target.to_owned() })
         }
         Some(_) | None => {
             let hint = "write CHANNEL:TARGET with a channel of the site file, such as \"slack:shop-chaos\"".to_owned();
-            out.error(channel.span(), format!("`{}` is no channel", shown(channel.get())), Some(hint));
+            out.error(text.span(), format!("`{}` is no channel", shown(text.get())), Some(hint));
+            None
+        }
+    }
+}
+
+/// Who is never told would be spared for ever, and never learn why.
+fn no_notice(raw: &RawPolicy, out: &mut Findings<'_>) -> NoNotice {
+    let Some(written) = &raw.no_notice else { return NoNotice::default() };
+    match written.get() {
+        RawNoNotice::Act => NoNotice::Act,
+        RawNoNotice::Spare => {
+            if raw.notify.is_empty() {
+                let hint =
+                    "add notify = [\"CHANNEL:TARGET\"] with a channel of the site file, or write \"act\"".to_owned();
+                out.error(written.span(), "`no_notice` spares, and `notify` names nobody to be told", Some(hint));
+            }
+            NoNotice::Spare
         }
     }
 }

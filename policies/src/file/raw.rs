@@ -31,8 +31,11 @@ pub(crate) struct RawPolicy {
     pub owner: Option<Sp<String>>,
     /// Channels of the site file, as `CHANNEL:TARGET`, told at plan time, at the act and at the outcome.
     #[serde(default)]
-    #[schemars(length(max = 20))]
+    #[schemars(length(max = 20), extend("uniqueItems" = true))]
     pub notify: Vec<Sp<String>>,
+    /// `act` (the default): monkeys also act while nobody can be told. `spare`: only once the day's plan was told on a channel, and
+    /// while none of them fails.
+    pub no_notice: Option<Sp<RawNoNotice>>,
     /// The IANA time zone in which every day, time and date of this file is read.
     #[schemars(required, extend("examples" = ["Europe/Berlin"]))]
     pub timezone: Option<Sp<String>>,
@@ -54,6 +57,13 @@ pub(crate) struct RawPolicy {
     #[serde(default)]
     #[schemars(extend("maxProperties" = 1000))]
     pub apps: BTreeMap<Sp<String>, Sp<RawApp>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum RawNoNotice {
+    Act,
+    Spare,
 }
 
 /// From `open` up to, not including, `close`, on these days.

@@ -140,6 +140,9 @@ pub(crate) struct RawChannel {
     /// A file that holds the address to post to, which is a secret, so that this file can be shown to anybody.
     #[schemars(required, length(min = 1))]
     pub url_file: Option<Sp<String>>,
+    /// Required of a `webhook`: a file that holds the secret by which it is signed, `whsec_…` of the Standard Webhooks specification.
+    #[schemars(length(min = 1))]
+    pub secret_file: Option<Sp<String>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]

@@ -10,7 +10,7 @@ use toml::de::DeTable;
 use super::app::hold_while;
 use super::diagnostic::{Findings, shown};
 use super::policy::{bounded, named};
-use super::raw_site::{RawAccount, RawAgents, RawChannelKind, RawSite};
+use super::raw_site::{RawAccount, RawAgents, RawChannel, RawChannelKind, RawSite};
 use super::scalar::Sp;
 use crate::hold::Address;
 use crate::ids::{AccountName, BadId, RegionName, TeamName};
@@ -23,10 +23,9 @@ const LEASE_MIN: Duration = Duration::from_secs(3);
 const LEASE_MAX: Duration = Duration::from_secs(3600);
 
 /// Tables that are checked and kept, and that this build does not act on: never silence.
-const NOT_YET: [(&str, &str); 3] = [
+const NOT_YET: [(&str, &str); 2] = [
     ("accounts", "this build knows only the embedded cloud: these accounts are not looked at"),
     ("ledger", "this build keeps its ledger in the state folder: this table is not used"),
-    ("channels", "this build cannot notify yet: nobody is told"),
 ];
 
 pub(crate) fn site(raw: &RawSite, written: &DeTable<'_>, out: &mut Findings<'_>) -> Option<Site> {
@@ -146,13 +145,30 @@ fn channels(raw: &RawSite, out: &mut Findings<'_>) -> BTreeMap<String, Channel> 
     let mut channels = BTreeMap::new();
     for (key, channel) in &raw.channels {
         let Some(name) = named(Some(key), |text| plain("channel name", text), out) else { continue };
-        let kind = match channel.get().kind.as_ref().map(Sp::get) {
-            Some(RawChannelKind::Slack) => ChannelKind::Slack,
-            Some(RawChannelKind::Webhook) => ChannelKind::Webhook,
-            None => continue,
-        };
+        let Some(kind) = channel_kind(&name, key, channel.get(), out) else { continue };
         let Some(url_file) = channel.get().url_file.as_ref() else { continue };
         channels.insert(name, Channel { kind, url_file: PathBuf::from(url_file.get()) });
     }
     channels
+}
+
+fn channel_kind(name: &str, key: &Sp<String>, raw: &RawChannel, out: &mut Findings<'_>) -> Option<ChannelKind> {
+    match (raw.kind.as_ref()?.get(), &raw.secret_file) {
+        (RawChannelKind::Slack, None) => Some(ChannelKind::Slack),
+        (RawChannelKind::Slack, Some(secret)) => {
+            let hint = "remove it; Slack tells by the address alone who may post".to_owned();
+            out.error(secret.span(), "a channel of kind \"slack\" is not signed", Some(hint));
+            None
+        }
+        (RawChannelKind::Webhook, Some(secret)) => {
+            Some(ChannelKind::Webhook { secret_file: PathBuf::from(secret.get()) })
+        }
+        (RawChannelKind::Webhook, None) => {
+            let hint = "add secret_file: a file with `whsec_` and 24 to 64 random bytes in base64; without a signature anybody could \
+                        forge what it tells";
+            let message = format!("`secret_file` is missing: channel `{name}` is a webhook");
+            out.error(key.span(), message, Some(hint.to_owned()));
+            None
+        }
+    }
 }

@@ -4,9 +4,9 @@ use super::*;
 use crate::fixture::{self, group, id, now, policy, scope, situation};
 use crate::inventory::{TAG_MARK, TAG_TEAM};
 use crate::policy::{ChaosPolicy, KillStyle};
-use crate::policy::{Exception, Grouping};
+use crate::policy::{Exception, Grouping, NoNotice, Recipient};
 use crate::registry_view::RegistryView;
-use crate::situation::{Halted, LastKill, MarkSeen, OpenAct, ScopeHistory, Shrunk, UnhealedMark};
+use crate::situation::{Halted, LastKill, MarkSeen, NoticesSeen, OpenAct, ScopeHistory, Shrunk, UnhealedMark};
 use crate::step::How;
 
 struct World {
@@ -479,6 +479,74 @@ fn a_hold_signal_of_site_or_app_spares_unless_it_was_asked_and_is_quiet() {
             assert_eq!(sparing(&verdict(holds)), Gate::Hold);
         }
     }
+}
+
+/// The hold gate's word, for a team that `no_notice` spares, with these recipients, channels of the site, and readings.
+fn noticed(
+    notify: &[&str],
+    channels: &[&str],
+    seen: &[(&str, Result<NoticesSeen, String>)],
+    purpose: &Purpose,
+) -> Result<String, String> {
+    let recipient = |text: &str| {
+        let (channel, target) = text.split_once(':').unwrap();
+        Recipient { channel: channel.to_owned(), target: target.to_owned() }
+    };
+    let mut world = world();
+    world.policy.no_notice = NoNotice::Spare;
+    world.policy.notify = notify.iter().map(|text| recipient(text)).collect();
+    let mut situation = world.situation();
+    situation.site_channels = channels.iter().map(|c| (*c).to_owned()).collect();
+    situation.ledger.as_mut().unwrap().notices =
+        seen.iter().map(|(text, reading)| (recipient(text), reading.clone())).collect();
+    let verdict = ask(&situation, &scope(), purpose);
+    if verdict.result.is_err() {
+        assert_eq!(sparing(&verdict), Gate::Hold);
+    }
+    let answer = verdict.answers.into_iter().find(|a| a.gate == Gate::Hold).unwrap();
+    answer.result.map_err(|spared| spared.to_string())
+}
+
+#[test]
+fn a_team_that_wants_to_be_told_is_spared_until_it_was_and_while_a_channel_fails() {
+    let told = || Ok(NoticesSeen { plan_told: true, failing: None });
+    let not_yet = || Ok(NoticesSeen::default());
+    let failing = || Ok(NoticesSeen { plan_told: true, failing: Some("it answered 500".to_owned()) });
+    let demand = Purpose::Demand { outside_window: false, instance: None };
+    let drill = Purpose::Drill { entry: "drill:chaos@10:30".to_owned() };
+    let both = ["slack:a", "hook:b"];
+    for purpose in [Purpose::Drawn, drill, demand] {
+        let ask = |notify: &[&str], channels: &[&str], seen: &[(&str, Result<NoticesSeen, String>)]| {
+            noticed(notify, channels, seen, &purpose)
+        };
+        let one = ask(&["slack:a"], &["slack"], &[("slack:a", told())]);
+        assert_eq!(one, Ok("no hold signal, 1 of 1 were told of the plan".to_owned()));
+        let either = ask(&both, &["slack", "hook"], &[("slack:a", not_yet()), ("hook:b", told())]);
+        assert_eq!(either, Ok("no hold signal, 1 of 2 were told of the plan".to_owned()));
+        for (notify, channels, seen, why) in [
+            (&both[..1], &["slack"][..], vec![("slack:a", not_yet())], "told to nobody yet"),
+            (&both[..1], &["slack"][..], vec![("slack:a", failing())], "it answered 500"),
+            (&both[..1], &["slack"][..], vec![("slack:a", Err("gone".to_owned()))], "cannot be known"),
+            (&both[..1], &["slack"][..], vec![], "nobody has looked up"),
+            (&both[..1], &["hook"][..], vec![("slack:a", told())], "no channel `slack`"),
+            (
+                &both[..],
+                &["slack", "hook"][..],
+                vec![("slack:a", told()), ("hook:b", failing())],
+                "`hook:b` cannot be told",
+            ),
+            (&[][..], &["slack"][..], vec![], "names nobody"),
+        ] {
+            let spared = ask(notify, channels, &seen).unwrap_err();
+            assert!(spared.contains(why) && spared.contains("`no_notice` of team `demo` spares"), "{spared}");
+        }
+    }
+    let mut world = world();
+    world.policy.no_notice = NoNotice::Spare;
+    let mut situation = world.situation();
+    situation.ledger = Err("away".to_owned());
+    let hold = ask(&situation, &scope(), &Purpose::Drawn).answers.into_iter().find(|a| a.gate == Gate::Hold).unwrap();
+    assert_eq!(hold.result.unwrap_err().gate(), Gate::Hold);
 }
 
 #[test]

@@ -15,11 +15,11 @@ use super::limits::{REASON_CHARS_MAX, SPAN_MAX};
 use super::router::{REQUEST_BYTES_MAX, router, status};
 use super::types::{
     Actor, AdoptedMark, AgentView, ApiError, ControlPlane, DeployAnswer, DeployRequest, ErrorKind, ExplainView,
-    ImageView, InstanceView, KillAnswer, KillRequest, LatencyRequest, LiveView, PushView, RollbackAnswer,
-    RollbackRequest,
+    ImageView, InstanceView, KillAnswer, KillRequest, LatencyRequest, LiveView, NotifyAnswer, NotifyRequest, PushView,
+    RollbackAnswer, RollbackRequest,
 };
 
-const ACTS: [&str; 8] = ["kill", "deploy", "rollback", "halt", "resume", "clear", "adopt", "latency"];
+const ACTS: [&str; 9] = ["kill", "deploy", "rollback", "halt", "resume", "clear", "adopt", "latency", "notify"];
 
 /// A request: the first byte chooses the path, the rest is the body, or for `explain` the query.
 ///
@@ -101,6 +101,10 @@ impl ControlPlane for Checking {
     }
     async fn rollback(&self, request: RollbackRequest, _: Actor) -> Result<RollbackAnswer, ApiError> {
         is_reason(&request.reason);
+        refused(&request)
+    }
+    async fn notify(&self, request: NotifyRequest, _: Actor) -> Result<NotifyAnswer, ApiError> {
+        request.message.as_deref().into_iter().for_each(is_reason);
         refused(&request)
     }
     async fn pushes(&self) -> Result<Vec<PushView>, ApiError> {

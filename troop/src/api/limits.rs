@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::types::{ApiError, DeployRequest, ErrorKind, KillRequest, LatencyRequest, RollbackRequest};
+use super::types::{ApiError, DeployRequest, ErrorKind, KillRequest, LatencyRequest, NotifyRequest, RollbackRequest};
 use troop_policies::policy::FAULT_LASTS_MAX;
 
 /// Longest duration taken: a year. What is longer was meant in another unit.
@@ -77,6 +77,12 @@ impl LatencyRequest {
             return wrong("a fault lasts from a moment to eight hours".to_owned(), "for example `--for 5m`");
         }
         Ok(())
+    }
+}
+
+impl NotifyRequest {
+    pub(crate) fn within_limits(&self) -> Checked {
+        self.message.as_deref().map_or(Ok(()), reason)
     }
 }
 

@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use super::limits;
 use super::types::{
     Actor, AdoptedMark, AgentView, ApiError, ControlPlane, DeployAnswer, DeployRequest, ErrorKind, ExplainView,
-    ImageView, InstanceView, KillAnswer, KillRequest, LatencyRequest, LiveView, PushView, RollbackAnswer,
-    RollbackRequest,
+    ImageView, InstanceView, KillAnswer, KillRequest, LatencyRequest, LiveView, NotifyAnswer, NotifyRequest, PushView,
+    RollbackAnswer, RollbackRequest,
 };
 use troop_policies::plan::DayPlan;
 
@@ -82,6 +82,7 @@ pub fn router(control: Arc<dyn ControlPlane>) -> Router {
         .route("/resume", post(resume))
         .route("/clear", post(clear))
         .route("/adopt", post(adopt))
+        .route("/notify", post(notify))
         .method_not_allowed_fallback(async || yours("this path takes another method"));
     Router::new()
         .nest("/api/v1", api)
@@ -227,6 +228,12 @@ async fn adopt(State(control): Control, Who(actor): Who, body: Body<WhyRequest>)
     Ok(Json(AdoptAnswer { schema: 1, adopted }))
 }
 
+async fn notify(State(control): Control, Who(actor): Who, body: Body<NotifyRequest>) -> Answer<NotifyAnswer> {
+    let request = take(body)?;
+    request.within_limits()?;
+    control.notify(request, actor).await.map(Json)
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use std::sync::Mutex;
@@ -312,6 +319,9 @@ pub(crate) mod tests {
         }
         async fn adopt(&self, _: String, _: Actor) -> Result<Vec<AdoptedMark>, ApiError> {
             Ok(Vec::new())
+        }
+        async fn notify(&self, request: NotifyRequest, _: Actor) -> Result<NotifyAnswer, ApiError> {
+            Ok(NotifyAnswer { schema: 1, team: request.team, told: Vec::new() })
         }
         async fn clear(&self, draw_key: String, why: String, _: Actor) -> Result<(), ApiError> {
             self.note(format!("clear {draw_key} {why}"));

@@ -105,6 +105,33 @@ pub struct AgentView {
     pub live: Vec<String>,
 }
 
+/// `POST notify`: a test notice to each recipient of a team.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NotifyRequest {
+    pub team: TeamName,
+    /// What it says, beside who sent it.
+    pub message: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotifyAnswer {
+    pub schema: u32,
+    pub team: TeamName,
+    /// In the order of the policy's `notify`.
+    pub told: Vec<RecipientView>,
+}
+
+/// What one recipient's channel answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecipientView {
+    /// `CHANNEL:TARGET`.
+    pub recipient: String,
+    /// Whether it took the notice.
+    pub ok: bool,
+    pub text: String,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeployRequest {
@@ -279,6 +306,8 @@ pub trait ControlPlane: Send + Sync {
     async fn halt(&self, why: String, actor: Actor) -> Result<(), ApiError>;
     async fn resume(&self, why: String, actor: Actor) -> Result<(), ApiError>;
     async fn clear(&self, draw_key: String, why: String, actor: Actor) -> Result<(), ApiError>;
+    /// Sends a test notice to each recipient of a team, and waits for their answers.
+    async fn notify(&self, request: NotifyRequest, actor: Actor) -> Result<NotifyAnswer, ApiError>;
     /// Accepts the marks that this ledger does not hold, and says which.
     async fn adopt(&self, why: String, actor: Actor) -> Result<Vec<AdoptedMark>, ApiError>;
 }

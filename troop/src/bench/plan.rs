@@ -219,6 +219,7 @@ fn asked(teams: &[&Arc<TeamPolicy>], seen: &Look) -> Result<(f64, usize), BenchE
             site_caps: Default::default(),
             site_hold_while: Vec::new(),
             holds: Default::default(),
+            site_channels: Default::default(),
             halt: Ok(None),
             clock: Ok(()),
             inventories: inventories.iter().map(|i| InventorySeen { inventory: Ok(*i), shrunk: None }).collect(),

@@ -14,7 +14,7 @@ const GROUPS: [(&str, &[&str]); 6] = [
     ("Start", &["demo", "up", "serve", "registry", "sample-app"]),
     ("Look", &["status", "ps", "agents", "logs", "curl", "images"]),
     ("Deploy", &["deploy", "rollback", "pushes"]),
-    ("Policies, plans and what came of them", &["policy", "forecast", "plan", "explain", "history"]),
+    ("Policies, plans and what came of them", &["policy", "forecast", "plan", "explain", "history", "notify"]),
     ("Safety", &["kill", "latency", "halt", "resume", "clear", "ledger"]),
     ("Measure", &["bench"]),
 ];

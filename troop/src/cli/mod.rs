@@ -22,6 +22,7 @@ mod latency;
 mod ledger;
 mod list;
 mod logs;
+mod notify;
 mod plan;
 mod policy;
 mod policy_files;
@@ -75,6 +76,7 @@ enum Command {
     Plan(plan::PlanArgs),
     Explain(explain::ExplainArgs),
     History(history::HistoryArgs),
+    Notify(notify::NotifyArgs),
     Kill(kill::KillArgs),
     Latency(Box<latency::LatencyArgs>),
     Agents(latency::AgentsArgs),
@@ -132,6 +134,7 @@ fn run(cli: Cli) -> Result<Code, CliError> {
         Command::Plan(args) => context::block_on(plan::run(&cx, &args)),
         Command::Explain(args) => context::block_on(explain::run(&cx, &args)),
         Command::History(args) => context::block_on(history::run(&cx, &args)),
+        Command::Notify(args) => context::block_on(notify::run(&cx, args)),
         Command::Kill(args) => context::block_on(kill::run(&cx, args)),
         Command::Latency(args) => context::block_on(latency::run(&cx, *args)),
         Command::Agents(args) => context::block_on(latency::agents(&cx, &args)),

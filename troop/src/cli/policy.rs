@@ -52,6 +52,9 @@ pub(super) struct CheckArgs {
     /// Also ask a running cloud what the policies match
     #[arg(long, value_enum, value_name = "CLOUD")]
     against: Option<Against>,
+    /// Also check what the policies name of this site file, troop.toml
+    #[arg(long, value_name = "FILE")]
+    site: Option<PathBuf>,
     #[command(flatten)]
     output: Output,
 }
@@ -131,6 +134,12 @@ fn check(cx: &Context, args: &CheckArgs) -> Result<Code, CliError> {
         Some(Against::Local) => Some(context::block_on(ask(&cx.state()?))?),
         None => None,
     };
+    if let Some(path) = &args.site {
+        let site = site::read(Some(path))?.site;
+        for file in &mut files {
+            file.warnings.extend(file::unknown_channels(&file.name, &file.text, &site.channels));
+        }
+    }
     let refused = refuse(&mut files);
     let rows = rows(&files, inventories.as_deref());
     let drills = drill_rows(&files, clock::real_now());

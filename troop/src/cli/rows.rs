@@ -13,7 +13,7 @@ use crate::views::history::HistoryRow;
 use crate::views::status::by;
 
 /// The kinds of events that become lines, or parts of one.
-pub(super) const KINDS: [&str; 18] = [
+pub(super) const KINDS: [&str; 19] = [
     "intended",
     "settled",
     "healed",
@@ -32,6 +32,7 @@ pub(super) const KINDS: [&str; 18] = [
     "rollback_requested",
     "smaller_inventory_accepted",
     "clock_jumped",
+    "notice_failed",
 ];
 
 /// What the events come to.
@@ -147,6 +148,13 @@ impl Rows {
             Record::ClockJumped { by_ms } => {
                 let detail = format!("the wall clock was set by {:.1} s", clock_seconds(by_ms));
                 self.add("clock_jumped", event).detail = Some(detail);
+            }
+            Record::NoticeFailed { team, recipient, event: number, of, draw_key, why } => {
+                let row = self.add("notice_failed", event);
+                row.team = Some(team.to_string());
+                row.scope = draw_key;
+                row.by = Some(recipient);
+                row.detail = Some(format!("of event {number} ({of}): {why}"));
             }
             Record::Adopted { who, why, marks } => {
                 self.words("adopted", event, who, format!("{why}: {}", marks.join(", ")));

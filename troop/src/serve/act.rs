@@ -91,6 +91,7 @@ pub fn situation<'a>(
         site_caps: core.site.caps.clone(),
         site_hold_while: core.site.hold_while.clone(),
         holds: seen.holds.clone(),
+        site_channels: core.site.channels.keys().cloned().collect(),
         halt: core.halt(),
         clock: core.clock(),
         inventories: seen.seen(),

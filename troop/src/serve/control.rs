@@ -18,12 +18,12 @@ use super::act::{self, Wanted};
 use super::core::Core;
 use super::look::{Look, look};
 use super::policy_store::TeamPolicy;
-use super::{demand, halt, ledger_seen, pushes};
+use super::{demand, halt, ledger_seen, notices, pushes};
 use crate::agents::AgentSeen;
 use crate::api::types::{
     Actor, AdoptedMark, AgentView, ApiError, ControlPlane, DeployAnswer, DeployRequest, ErrorKind, ExplainView,
-    GateView, ImageView, InstanceView, KillAnswer, KillRequest, LatencyRequest, LiveView, PolicyView, PushView,
-    RollbackAnswer, RollbackRequest,
+    GateView, ImageView, InstanceView, KillAnswer, KillRequest, LatencyRequest, LiveView, NotifyAnswer, NotifyRequest,
+    PolicyView, PushView, RollbackAnswer, RollbackRequest,
 };
 use crate::records::{MARK_ADOPTED, MARK_UNHEALED, Record};
 use crate::supervisor::UpInfo;
@@ -331,6 +331,10 @@ impl ControlPlane for Control {
             return Err(error(ErrorKind::Refused, "nothing is halted", None));
         }
         halt::resume(&self.0, &actor.name, &why).await.map_err(|e| could_not_ask(&e))
+    }
+
+    async fn notify(&self, request: NotifyRequest, actor: Actor) -> Result<NotifyAnswer, ApiError> {
+        notices::try_all(&self.0, request, actor).await
     }
 
     async fn adopt(&self, why: String, actor: Actor) -> Result<Vec<AdoptedMark>, ApiError> {

@@ -20,6 +20,7 @@ use super::holds::Holds;
 use super::host::{Host, Process};
 use super::policy_store::Policies;
 use crate::agents::Agents;
+use crate::ask::Asker;
 use crate::clock::{Calendar, JumpWatch};
 use crate::outside::Dial;
 use crate::records::{RECORD_VERSION, Record};
@@ -71,11 +72,12 @@ pub struct Parts {
 }
 
 impl Core {
-    /// A control plane in this process. `dial` is how hold signals are reached.
+    /// A control plane in this process. `dial` is how hold signals and channels are reached.
     pub fn new(parts: Parts, dial: Dial) -> Arc<Self> {
         let (alertmanager, ca_file) = (parts.site.alertmanager.clone(), parts.site.signals_ca_file.clone());
-        let holds = Holds { dial, alertmanager, ca_file };
-        let host = Arc::new(Process { halt_file: parts.state.halt_file(), holds });
+        let asker = Asker { dial, ca_file };
+        let holds = Holds { asker: asker.clone(), alertmanager };
+        let host = Arc::new(Process { halt_file: parts.state.halt_file(), holds, asker });
         Self::on(host, parts)
     }
 

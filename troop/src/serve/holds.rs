@@ -2,21 +2,16 @@
 //! is an error, and an error spares.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
-use http_body_util::Full;
 use serde::Deserialize;
-use tokio::sync::OnceCell;
 use troop_policies::hold::{Address, HoldSignal};
 use troop_policies::situation::{HoldsSeen, Reading};
 
-use crate::client::exchange;
-use crate::outside::Dial;
-use crate::tls::Trust;
-use crate::world::chain;
+use crate::ask::{Asker, Trusted};
+use crate::client::BodyWanted;
 
 /// How long one signal may take to answer. The act waits for it.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
@@ -28,15 +23,10 @@ const ALERTS_TOLD: usize = 3;
 /// Where to ask.
 #[derive(Debug, Clone)]
 pub struct Holds {
-    pub dial: Dial,
+    pub asker: Asker,
     /// The base address of the site's Alertmanager.
     pub alertmanager: Option<String>,
-    /// Certificates of authorities that are trusted beside those of the machine.
-    pub ca_file: Option<PathBuf>,
 }
-
-/// Whom to trust, read when the first signal wants to know, once for all that are asked together.
-type Trusted = OnceCell<Reading<Trust>>;
 
 impl Holds {
     /// Asks all of them at once. One that says nothing within three seconds cannot be asked.
@@ -74,30 +64,11 @@ impl Holds {
     }
 
     async fn get(&self, address: &Address, trusted: &Trusted) -> Reading<(StatusCode, Bytes)> {
-        let Address { tls, host, port, path } = address;
-        let unanswered = |why: String| format!("{host}:{port}: {why}");
-        let request = Request::builder()
-            .uri(path)
-            .header(header::HOST, format!("{host}:{port}"))
-            .header(header::ACCEPT, "application/json, */*")
-            .header(header::CONNECTION, "close")
-            .body(Full::new(Bytes::new()))
-            .map_err(|e| e.to_string())?;
-        if !tls {
-            let stream = self.dial.connect(host, *port).await.map_err(|e| unanswered(e.to_string()))?;
-            return exchange(stream, request, ANSWER_BYTES_MAX).await.map_err(|e| chain(&e));
-        }
-        let trust = trusted.get_or_init(|| self.trust()).await.as_ref().map_err(Clone::clone)?;
-        let stream = self.dial.connect(host, *port).await.map_err(|e| unanswered(e.to_string()))?;
-        let stream = trust.connect(stream, host).await.map_err(|e| unanswered(chain(&e)))?;
-        exchange(stream, request, ANSWER_BYTES_MAX).await.map_err(|e| chain(&e))
-    }
-
-    async fn trust(&self) -> Reading<Trust> {
-        let ca_file = self.ca_file.clone();
-        // The machine's store is some hundred files or one of 200 kB.
-        let read = tokio::task::spawn_blocking(move || Trust::read(ca_file.as_deref())).await;
-        read.map_err(|e| e.to_string())?.map_err(|e| chain(&e))
+        let request = Request::get("/").header(header::ACCEPT, "application/json, */*");
+        let wanted = BodyWanted::Whole { bytes_max: ANSWER_BYTES_MAX };
+        let answer = self.asker.ask(address, request, Bytes::new(), wanted, trusted).await?;
+        let (head, body) = answer.into_parts();
+        Ok((head.status, body))
     }
 }
 
@@ -128,13 +99,16 @@ fn firing(alerts: &[Alert]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
+    use std::path::PathBuf;
 
     use axum::Router;
     use axum::extract::RawQuery;
     use axum::routing::get;
+    use http_body_util::Full;
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::outside::Dial;
 
     async fn serve(router: Router) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -148,7 +122,7 @@ mod tests {
     }
 
     fn direct(alertmanager: Option<String>) -> Holds {
-        Holds { dial: Dial::Direct, alertmanager, ca_file: None }
+        Holds { asker: Asker { dial: Dial::Direct, ca_file: None }, alertmanager }
     }
 
     #[tokio::test]
@@ -215,9 +189,8 @@ mod tests {
         let address = serve_tls(authority.acceptor("127.0.0.1")).await;
         let url = format!("https://{address}/up");
         let by = |ca_file: Option<&PathBuf>| Holds {
-            ca_file: ca_file.cloned(),
+            asker: Asker { dial: Dial::Direct, ca_file: ca_file.cloned() },
             alertmanager: Some(format!("https://{address}")),
-            ..direct(None)
         };
         std::fs::write(&ca_file, authority.pem()).unwrap();
         assert_eq!(ask(&by(Some(&ca_file)), &url).await, Ok(None));
@@ -225,7 +198,8 @@ mod tests {
         // Through the supervisor as well: TLS ends here, not there.
         let socket = dir.path().join("outside.sock");
         tokio::spawn(crate::outside::serve(tokio::net::UnixListener::bind(&socket).unwrap()));
-        let through = Holds { dial: Dial::Through(socket), ..by(Some(&ca_file)) };
+        let mut through = by(Some(&ca_file));
+        through.asker.dial = Dial::Through(socket);
         assert_eq!(ask(&through, &url).await, Ok(None));
 
         let why = ask(&by(None), &url).await.unwrap_err();

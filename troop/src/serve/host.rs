@@ -1,4 +1,5 @@
-//! What the control plane takes from the process around it: time, chance, tasks, the halt, and the word of hold signals.
+//! What the control plane takes from the process around it: time, chance, tasks, the halt, the word of hold signals,
+//! and the way to channels.
 //!
 //! There is one of it in the binary, [`Process`]. A simulation brings another, in which time is virtual, chance is
 //! seeded, and a crash takes every task along.
@@ -8,9 +9,10 @@ use std::path::PathBuf;
 
 use futures::future::BoxFuture;
 use jiff::Timestamp;
-use troop_policies::situation::{Halted, HoldsSeen};
+use troop_policies::situation::{Halted, HoldsSeen, Reading};
 
 use super::holds::Holds;
+use crate::ask::{Asker, Post, Posted};
 use crate::clock;
 use crate::state::{self, StateError};
 
@@ -34,6 +36,9 @@ pub trait Host: Send + Sync + fmt::Debug {
     /// Asks hold signals. One that cannot be asked says why, which spares.
     fn ask_holds(&self, signals: Vec<String>) -> BoxFuture<'_, HoldsSeen>;
 
+    /// Posts a notice to a channel. Whatever is answered is an answer; the error is why there is none.
+    fn post(&self, post: Post) -> BoxFuture<'_, Reading<Posted>>;
+
     /// The halt, read anew. Present or unreadable means halted.
     ///
     /// # Errors
@@ -54,6 +59,8 @@ pub trait Host: Send + Sync + fmt::Debug {
 pub struct Process {
     pub halt_file: PathBuf,
     pub holds: Holds,
+    /// How channels are reached.
+    pub asker: Asker,
 }
 
 /// 128 random bits of the system's.
@@ -85,6 +92,10 @@ impl Host for Process {
 
     fn ask_holds(&self, signals: Vec<String>) -> BoxFuture<'_, HoldsSeen> {
         Box::pin(async move { self.holds.ask(signals.iter().map(String::as_str)).await })
+    }
+
+    fn post(&self, post: Post) -> BoxFuture<'_, Reading<Posted>> {
+        Box::pin(self.asker.post(post))
     }
 
     fn halt(&self) -> Result<Option<Halted>, String> {

@@ -6,14 +6,19 @@ use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use serde::Deserialize as _;
-use troop_ledger::{EventId, IntentFilter, IntentRow, LedgerError, Tx};
+use troop_ledger::{EventId, IntentFilter, IntentRow, LedgerError, MarkRow, Tx};
 use troop_policies::intent::Cause;
 use troop_policies::inventory::{Inventory, TAG_MARK};
-use troop_policies::situation::{LastKill, LedgerSeen, MarkSeen, OpenAct, ScopeHistory, UnhealedMark};
+use troop_policies::policy::{NoNotice, Recipient};
+use troop_policies::situation::{
+    LastKill, LedgerSeen, MarkSeen, NoticesSeen, OpenAct, Reading, ScopeHistory, UnhealedMark,
+};
 use troop_policies::{ClusterName, GroupName, InstanceId};
 
 use super::policy_store::TeamPolicy;
-use crate::records::{HealingBody, IntentBody, MARK_ADOPTED, MARK_HEALING, MARK_UNHEALED};
+use crate::records::{
+    HealingBody, IntentBody, MARK_ADOPTED, MARK_HEALING, MARK_NOTICES, MARK_UNHEALED, NoticesBody, notices_key,
+};
 
 /// How many of a scope's newest kills are looked through for the last that counts.
 const KILLS_LOOKED_THROUGH: u32 = 50;
@@ -65,7 +70,33 @@ pub async fn read(
     let today = acts_since(tx, about, zone).await?;
     let team = about.team.policy.team.as_str();
     let team_kills_today = count(today.iter().filter(|row| row.team.as_deref() == Some(team)).count());
-    Ok(LedgerSeen { marks, locks, history, team_kills_today, site_kills_today: count(today.len()), unhealed })
+    let notices = notices(tx, about).await?;
+    let site_kills_today = count(today.len());
+    Ok(LedgerSeen { marks, locks, history, team_kills_today, site_kills_today, unhealed, notices })
+}
+
+/// How each recipient of the team stands; nothing is asked where the policy does not want to know.
+async fn notices(tx: &mut Tx, about: About<'_>) -> Result<BTreeMap<Recipient, Reading<NoticesSeen>>, LedgerError> {
+    let policy = &about.team.policy;
+    let mut seen = BTreeMap::new();
+    match policy.no_notice {
+        NoNotice::Act => return Ok(seen),
+        NoNotice::Spare => {}
+    }
+    for recipient in &policy.notify {
+        let mark = tx.mark(MARK_NOTICES, &notices_key(&policy.team, recipient)).await?;
+        let read = |mark: MarkRow| serde_json::from_value::<NoticesBody>(mark.body).map_err(|e| e.to_string());
+        let stands = match mark.map(read).transpose() {
+            Ok(None) => Ok(NoticesSeen::default()),
+            Ok(Some(body)) => Ok(NoticesSeen {
+                plan_told: body.plans_told.contains(&about.day),
+                failing: body.failing.map(|failing| failing.to_string()),
+            }),
+            Err(why) => Err(why),
+        };
+        seen.insert(recipient.clone(), stands);
+    }
+    Ok(seen)
 }
 
 fn count(n: usize) -> u32 {

@@ -1,4 +1,5 @@
-//! The control plane: plans, kills, watches what heals, drives pushes, keeps the registry clean, answers the API.
+//! The control plane: plans, kills, watches what heals, drives pushes, keeps the registry clean, tells teams, answers the
+//! API.
 //!
 //! One look at the world a tick is shared by the parts that only watch; whoever is about to harm looks again for
 //! itself. Nothing is kept only in memory that a restart would need.
@@ -15,6 +16,7 @@ pub mod host;
 pub mod janitor;
 pub mod ledger_seen;
 pub mod look;
+pub mod notices;
 pub mod planner;
 pub mod policy_store;
 pub mod pushes;
@@ -73,6 +75,9 @@ pub async fn run(core: Arc<Core>, stop: CancellationToken) -> Result<(), RunErro
     parts.spawn(watch_world(Arc::clone(&core)));
     parts.spawn(resolve(Arc::clone(&core)));
     parts.spawn(pushes::drive_all(Arc::clone(&core)));
+    if !core.site.channels.is_empty() {
+        parts.spawn(notices::run(Arc::clone(&core)));
+    }
     let ended = tokio::select! {
         () = stop.cancelled() => Ok(()),
         ended = parts.join_next() => {
@@ -149,6 +154,7 @@ pub async fn take_up(core: &Core, fresh: Policies) {
         return;
     }
     core.trouble("policies", fresh.problem.clone());
+    notices::note_unknown(core, &fresh);
     for file in &fresh.files {
         let before = old.files.iter().find(|f| f.file == file.file);
         let record = match &file.result {

@@ -3,6 +3,7 @@
 
 mod drills;
 mod faults;
+mod notices;
 mod stage;
 
 use std::sync::Arc;

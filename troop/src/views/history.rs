@@ -17,7 +17,7 @@ pub struct HistoryRow {
     /// On the scheduler's calendar.
     pub at: Timestamp,
     pub real_at: Timestamp,
-    /// `kill`, `latency`, `spared`, `would_have`, `halted`, `resumed`, `cleared`, `adopted`, `push`, `rollback`, `policy_bad`, `clock_jumped`
+    /// `kill`, `latency`, `spared`, `would_have`, `halted`, `resumed`, `cleared`, `adopted`, `push`, `rollback`, `policy_bad`, `clock_jumped`, `notice_failed`
     /// or `smaller_inventory_accepted`.
     pub what: &'static str,
     pub team: Option<String>,

@@ -335,6 +335,11 @@ impl Home {
         self.control_plane_with(world, Arc::new(NoAgents), calendar).await
     }
 
+    /// One of a site with a file of its own.
+    pub(super) async fn control_plane_of(&self, site: Site, world: &Arc<Fake>, calendar: &str) -> Arc<Core> {
+        self.core(site, world, Arc::new(NoAgents), calendar).await
+    }
+
     /// One whose hosts have agents.
     pub(super) async fn control_plane_with(
         &self,
@@ -342,6 +347,10 @@ impl Home {
         agents: Arc<dyn Agents>,
         calendar: &str,
     ) -> Arc<Core> {
+        self.core(Site::embedded_default(), world, agents, calendar).await
+    }
+
+    async fn core(&self, site: Site, world: &Arc<Fake>, agents: Arc<dyn Agents>, calendar: &str) -> Arc<Core> {
         let calendar = Calendar::standing(calendar.parse().unwrap());
         let state = self.state();
         state.create().unwrap();
@@ -352,7 +361,7 @@ impl Home {
             Parts {
                 policies_dir: self.dir.path().join("policies"),
                 state,
-                site: Site::embedded_default(),
+                site,
                 ledger,
                 world: Arc::clone(world) as Arc<dyn World>,
                 agents,
