@@ -39,17 +39,21 @@ pub(super) struct Setup {
 
 #[derive(Debug)]
 pub(super) struct Engine {
+    pub(super) rings: Rings,
+    desk: Desk,
+}
+
+/// All but where frames come from.
+#[derive(Debug)]
+struct Desk {
     way: Way,
     target: Option<Target>,
     seed: u64,
     shaper: Shaper<Held, Xoshiro256PlusPlus>,
     arena: Arena,
-    pub(super) rings: Rings,
-    pub(super) sender: Sender,
+    sender: Sender,
     /// Leaving, in this order.
     outbox: VecDeque<(Held, Option<BitFlip>)>,
-    /// The frame that had no room, behind all the others.
-    spilled: Option<(Vec<u8>, Option<Tag>)>,
     blocked: bool,
     /// It has held as much as it may, or packets came faster than it could take them: the fault is over.
     full: bool,
@@ -63,88 +67,51 @@ pub(super) struct Engine {
 impl Engine {
     pub(super) fn new(setup: Setup, now: Moment) -> Self {
         let Setup { way, target, shaper, seed, held_bytes_max, rings, sender } = setup;
-        Self {
+        let desk = Desk {
             way,
             target: Some(target),
             seed,
             shaper: Shaper::new(shaper, Xoshiro256PlusPlus::seed_from_u64(seed), now),
             arena: Arena::new(held_bytes_max),
-            rings,
             sender,
             outbox: VecDeque::new(),
-            spilled: None,
             blocked: false,
             full: false,
             came: 0,
             concerned: 0,
             holds: Vec::with_capacity(HOLDS),
             holds_next: 0,
-        }
+        };
+        Self { rings, desk }
     }
 
     pub(super) fn retarget(&mut self, target: Option<Target>) {
-        self.target = target;
+        self.desk.target = target;
     }
 
     pub(super) fn let_go(&mut self) {
-        self.shaper.drain();
+        self.desk.shaper.drain();
     }
 
-    pub(super) fn is_blocked(&self) -> bool {
-        self.blocked
+    /// While nothing can be sent: what to wait for.
+    pub(super) fn blocked(&self) -> Option<&Sender> {
+        self.desk.blocked.then_some(&self.desk.sender)
     }
 
     /// How long until something is due. Zero: now. `None`: nothing is held, or nothing can be sent anyway.
     pub(super) fn next(&self, now: Moment) -> Option<Duration> {
-        if self.blocked { None } else { self.shaper.poll_timeout().map(|due| due.since(now)) }
+        if self.desk.blocked { None } else { self.desk.shaper.poll_timeout().map(|due| due.since(now)) }
     }
 
-    /// Takes what has come, up to a burst; `true` when there may be more.
-    ///
-    /// Its delay begins when the kernel had it, not when this thread woke up for it: that is 60 us later, and on a busy machine some ms.
-    pub(super) fn take(&mut self, now: Moment) -> bool {
-        let real_nanos = clock::real_nanos();
+    /// Takes what has come, up to a burst, and sends at once what is not to be held; `true` when there may be more.
+    pub(super) fn take(&mut self) -> bool {
+        let Self { rings, desk } = self;
         for _ in 0..BURST {
-            if self.blocked || self.spilled.is_some() {
+            if desk.blocked || rings.take(|frame| desk.handle(&frame)).is_none() {
                 return false;
             }
-            let Self { way, target, seed, shaper, arena, rings, outbox, spilled, full, came: count, concerned, .. } =
-                self;
-            let taken = rings.take(|frame| {
-                *count += 1;
-                let Frame { bytes, tag, came_nanos, is_cut, is_losing } = frame;
-                *full |= is_cut || is_losing;
-                if is_cut {
-                    return;
-                }
-                let Ok(held) = arena.keep(bytes, VNET_HEAD_BYTES, tag) else {
-                    *spilled = Some((bytes.to_vec(), tag));
-                    return;
-                };
-                let flow = packet::flow(bytes.get(VNET_HEAD_BYTES..).unwrap_or_default(), *way);
-                let flow = flow.filter(|flow| target.as_ref().is_some_and(|target| target.matches(flow)));
-                let Some(flow) = flow else {
-                    outbox.push_back((held, None));
-                    return;
-                };
-                *concerned += 1;
-                let before = shaper.held().packets;
-                let waited_ns = real_nanos.saturating_sub(came_nanos).min(WAITED_MAX_NS);
-                let came = Moment::from_nanos(now.as_nanos().saturating_sub(waited_ns));
-                match shaper.handle_packet(held, flow.hash(*seed), came) {
-                    Handled::Lost(_) => arena.is_held(held, 0),
-                    // One, or two where it was duplicated, or none where the copy was all that was left and got lost.
-                    Handled::Taken | Handled::Full => {
-                        arena.is_held(held, u32::try_from(shaper.held().packets - before).unwrap_or(u32::MAX));
-                    }
-                }
-            });
-            if taken.is_none() {
-                return false;
-            }
-            self.full |= self.spilled.is_some();
-            if self.full && !self.shaper.is_over() {
-                self.shaper.drain();
+            if desk.full && !desk.shaper.is_over() {
+                desk.shaper.drain();
                 return true;
             }
         }
@@ -153,26 +120,9 @@ impl Engine {
 
     /// Sends what is due.
     pub(super) fn give(&mut self, now: Moment) {
-        while let Some(leaving) = self.shaper.poll_packet(now) {
-            self.note(now.since(leaving.came));
-            self.outbox.push_back((leaving.packet, leaving.flip));
-        }
-        self.blocked = false;
-        while let Some((held, flip)) = self.outbox.front().copied() {
-            let (frame, tag) = self.arena.frame(held);
-            if matches!(send(&self.sender, frame, tag, flip), Sent::Later) {
-                self.blocked = true;
-                return;
-            }
-            self.outbox.pop_front();
-            self.arena.let_go(held);
-        }
-        if let Some((mut frame, tag)) = self.spilled.take()
-            && matches!(send(&self.sender, &mut frame, tag, None), Sent::Later)
-        {
-            self.blocked = true;
-            self.spilled = Some((frame, tag));
-        }
+        self.desk.blocked = false;
+        self.desk.call_due(now);
+        self.desk.send_all(None);
     }
 
     /// Sends everything that is left and waits until it has come out at the other end, but not for ever.
@@ -180,9 +130,9 @@ impl Engine {
         let until = clock::now().after(FINISH_MAX);
         loop {
             let now = clock::now();
-            let more = self.take(now);
-            self.give(now);
-            let gone = !more && !self.blocked && self.sender.on_the_way().is_ok_and(|bytes| bytes == 0);
+            let more = self.take();
+            self.give(clock::now());
+            let gone = !more && !self.desk.blocked && self.desk.sender.on_the_way().is_ok_and(|bytes| bytes == 0);
             if gone || now >= until {
                 return;
             }
@@ -193,11 +143,93 @@ impl Engine {
     pub(super) fn told(&mut self) -> Told {
         // Where the kernel does not say, none was dropped as far as is known.
         let dropped = self.rings.dropped().unwrap_or(0);
-        self.came += dropped;
+        self.desk.came += dropped;
         if dropped > 0 {
-            self.full = true;
-            self.shaper.drain();
+            self.desk.full = true;
+            self.desk.shaper.drain();
         }
+        self.desk.told()
+    }
+}
+
+impl Desk {
+    /// A frame that lies in a ring only until this returns. It is copied only when it is held: what leaves at once leaves from there.
+    ///
+    /// Its delay begins when the kernel had it, not when this thread woke up for it: that is 60 us later, and on a busy machine some ms.
+    fn handle(&mut self, frame: &Frame<'_>) {
+        let Frame { bytes, tag, came_nanos, is_cut, is_losing } = *frame;
+        self.came += 1;
+        self.full |= is_cut || is_losing;
+        if is_cut {
+            return;
+        }
+        let held = self.arena.enter(bytes.len(), VNET_HEAD_BYTES, tag);
+        let flow = packet::flow(bytes.get(VNET_HEAD_BYTES..).unwrap_or_default(), self.way);
+        match flow.filter(|flow| self.target.as_ref().is_some_and(|target| target.matches(flow))) {
+            None => self.outbox.push_back((held, None)),
+            Some(flow) => {
+                // In this order: what passes between the two makes a packet late. The other way it would make it early.
+                let real_nanos = clock::real_nanos();
+                let now = clock::now();
+                let waited_ns = real_nanos.saturating_sub(came_nanos).min(WAITED_MAX_NS);
+                let came = Moment::from_nanos(now.as_nanos().saturating_sub(waited_ns));
+                self.concerned += 1;
+                let before = self.shaper.held().packets;
+                match self.shaper.handle_packet(held, flow.hash(self.seed), came) {
+                    Handled::Lost(_) => self.arena.is_held(held, 0),
+                    // One, or two where it was duplicated, or none where the copy was all that was left and got lost.
+                    Handled::Taken | Handled::Full => {
+                        let times = u32::try_from(self.shaper.held().packets - before).unwrap_or(u32::MAX);
+                        self.arena.is_held(held, times);
+                    }
+                }
+                self.call_due(clock::now());
+            }
+        }
+        self.send_all(Some((held, bytes)));
+        if self.arena.has(held) {
+            self.full |= self.arena.keep(held, bytes).0;
+        }
+    }
+
+    /// Lets those leave whose time has come.
+    fn call_due(&mut self, now: Moment) {
+        while let Some(leaving) = self.shaper.poll_packet(now) {
+            self.note(now.since(leaving.came));
+            self.outbox.push_back((leaving.packet, leaving.flip));
+        }
+    }
+
+    /// Sends what is leaving, as far as there is room. `fresh`: one that is not kept, and its bytes.
+    fn send_all(&mut self, fresh: Option<(Held, &[u8])>) {
+        while !self.blocked
+            && let Some((held, flip)) = self.outbox.front().copied()
+        {
+            let fresh = fresh.filter(|(fresh, _)| *fresh == held).map(|(_, bytes)| bytes);
+            let sent = match (fresh, flip) {
+                (Some(bytes), None) => send(&self.sender, bytes, self.arena.tag(held)),
+                (fresh, flip) => {
+                    if let Some(bytes) = fresh {
+                        self.full |= self.arena.keep(held, bytes).0;
+                    }
+                    let (frame, tag) = self.arena.frame(held);
+                    turn(frame, flip);
+                    let sent = send(&self.sender, frame, tag);
+                    // Copies of the frame lie in the same place.
+                    turn(frame, flip);
+                    sent
+                }
+            };
+            if matches!(sent, Sent::Later) {
+                self.blocked = true;
+            } else {
+                self.outbox.pop_front();
+                self.arena.let_go(held);
+            }
+        }
+    }
+
+    fn told(&self) -> Told {
         let held = self.shaper.held();
         let mut holds = self.holds.clone();
         holds.sort_unstable();
@@ -209,8 +241,7 @@ impl Engine {
             held_for: holds.get(holds.len() / 2).copied().map(Duration::from_nanos),
             full: self.full,
         };
-        let is_idle = held.packets == 0 && self.outbox.is_empty() && self.spilled.is_none();
-        Told { seen, came: self.came, is_idle }
+        Told { seen, came: self.came, is_idle: held.packets == 0 && self.outbox.is_empty() }
     }
 
     fn note(&mut self, held: Duration) {
@@ -223,18 +254,17 @@ impl Engine {
     }
 }
 
-fn send(sender: &Sender, frame: &mut [u8], tag: Option<Tag>, flip: Option<BitFlip>) -> Sent {
-    let Some((head, frame)) = frame.split_first_chunk_mut::<VNET_HEAD_BYTES>() else { return Sent::Gone };
-    turn(frame, flip);
-    let sent = sender.send(head, frame, tag);
-    // Copies of the frame lie in the same place.
-    turn(frame, flip);
-    sent
+fn send(sender: &Sender, frame: &[u8], tag: Option<Tag>) -> Sent {
+    match frame.split_first_chunk::<VNET_HEAD_BYTES>() {
+        Some((head, frame)) => sender.send(head, frame, tag),
+        None => Sent::Gone,
+    }
 }
 
+/// `frame`: with the virtio header, which is not on the wire.
 fn turn(frame: &mut [u8], flip: Option<BitFlip>) {
     if let Some(flip) = flip
-        && let Some(byte) = frame.get_mut(flip.byte)
+        && let Some(byte) = frame.get_mut(VNET_HEAD_BYTES + flip.byte)
     {
         *byte ^= flip.mask;
     }

@@ -129,8 +129,7 @@ fn run(engine: &mut Engine, commands: &Receiver<Command>, wake: &OwnedFd) {
         if !obey(engine, commands) {
             break;
         }
-        let now = clock::now();
-        let busy = engine.take(now);
+        let busy = engine.take();
         engine.give(clock::now());
         if !busy {
             wait(engine, wake);
@@ -165,13 +164,11 @@ fn wait(engine: &Engine, wake: &OwnedFd) {
 
 /// Sleeps until a frame comes, one can be sent that could not, or the time is over.
 pub(super) fn sleep(engine: &Engine, wake: Option<&OwnedFd>, timeout: Option<Duration>) {
-    let [small, large] = engine.rings.fds();
-    let mut fds = Vec::with_capacity(4);
+    let mut fds = Vec::with_capacity(3);
     // While nothing can be sent, nothing more is taken.
-    if engine.is_blocked() {
-        fds.push(PollFd::from_borrowed_fd(engine.sender.as_fd(), PollFlags::OUT));
-    } else {
-        fds.extend([small, large].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+    match engine.blocked() {
+        Some(sender) => fds.push(PollFd::from_borrowed_fd(sender.as_fd(), PollFlags::OUT)),
+        None => fds.extend(engine.rings.fds().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))),
     }
     fds.extend(wake.map(|wake| PollFd::new(wake, PollFlags::IN)));
     let timeout = timeout.map(|left| Timespec {
@@ -184,7 +181,9 @@ pub(super) fn sleep(engine: &Engine, wake: Option<&OwnedFd>, timeout: Option<Dur
         // That the device went down or away. Unread it would end every sleep at once; sending says the same again.
         let _ = rustix::net::sockopt::socket_error(fd);
     }
-    if let Some(wake) = wake {
+    if let Some(wake) = wake
+        && fds.last().is_some_and(|last| last.revents().contains(PollFlags::IN))
+    {
         // It is there to end the sleep only; empty is as good.
         let _ = rustix::io::read(wake, &mut [0; 8]);
     }
