@@ -1,8 +1,6 @@
 //! `troop-agent bench` at a size that takes a moment: it runs as an ordinary user, its JSON has the fields that docs/performance.md names, and
 //! what it says cannot be otherwise. No speed is asserted.
 
-#![expect(clippy::unwrap_used, reason = "these are tests, and so are their helpers")]
-
 use std::process::Command;
 
 use serde_json::Value;

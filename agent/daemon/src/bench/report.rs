@@ -26,7 +26,7 @@ pub(super) struct Figures {
     pub(super) lacks: Vec<String>,
     pub(super) rounds: u32,
     pub(super) round_s: f64,
-    /// net.ipv4.tcp_rmem and tcp_wmem were raised to this.
+    /// The greatest of net.ipv4.tcp_rmem and tcp_wmem was set to this.
     pub(super) tcp_buffer_max_bytes: u32,
     pub(super) idle: Option<Idle>,
     pub(super) rtt: Vec<Rtt>,

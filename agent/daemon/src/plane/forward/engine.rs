@@ -16,6 +16,8 @@ use crate::packet::{self, Way};
 use crate::plane::Seen;
 use crate::sys::{Frame, Rings, Sender, Sent, Tag, VNET_HEAD_BYTES};
 
+/// Frames sent before it is looked whether the rings fill up meanwhile: at 25 us for the largest, 0.2 ms of the 6 ms they have room for.
+const SENDS: usize = 8;
 /// Frames taken before those that are due are looked at again: at a microsecond each, 30 us.
 const BURST: usize = 32;
 /// A frame has waited for this thread at most so long: what is beyond is taken for a clock that was set, and it would leave too early.
@@ -104,10 +106,13 @@ impl Engine {
     }
 
     /// Takes what has come, up to a burst, and sends at once what is not to be held; `true` when there may be more.
+    ///
+    /// Sending takes several times as long as copying. While the rings fill up it has to wait, or frames would be lost there.
     pub(super) fn take(&mut self) -> bool {
         let Self { rings, desk } = self;
         for _ in 0..BURST {
-            if desk.blocked || rings.take(|frame| desk.handle(&frame)).is_none() {
+            let may_send = !rings.are_crowded();
+            if desk.blocked || rings.take(|frame| desk.handle(&frame, may_send)).is_none() {
                 return false;
             }
             if desk.full && !desk.shaper.is_over() {
@@ -122,7 +127,8 @@ impl Engine {
     pub(super) fn give(&mut self, now: Moment) {
         self.desk.blocked = false;
         self.desk.call_due(now);
-        self.desk.send_all(None);
+        let Self { rings, desk } = self;
+        while desk.send_some(None) && !rings.are_crowded() {}
     }
 
     /// Sends everything that is left and waits until it has come out at the other end, but not for ever.
@@ -132,7 +138,8 @@ impl Engine {
             let now = clock::now();
             let more = self.take();
             self.give(clock::now());
-            let gone = !more && !self.desk.blocked && self.desk.sender.on_the_way().is_ok_and(|bytes| bytes == 0);
+            let gone =
+                !more && self.desk.outbox.is_empty() && self.desk.sender.on_the_way().is_ok_and(|bytes| bytes == 0);
             if gone || now >= until {
                 return;
             }
@@ -156,7 +163,7 @@ impl Desk {
     /// A frame that lies in a ring only until this returns. It is copied only when it is held: what leaves at once leaves from there.
     ///
     /// Its delay begins when the kernel had it, not when this thread woke up for it: that is 60 us later, and on a busy machine some ms.
-    fn handle(&mut self, frame: &Frame<'_>) {
+    fn handle(&mut self, frame: &Frame<'_>, may_send: bool) {
         let Frame { bytes, tag, came_nanos, is_cut, is_losing } = *frame;
         self.came += 1;
         self.full |= is_cut || is_losing;
@@ -186,7 +193,9 @@ impl Desk {
                 self.call_due(clock::now());
             }
         }
-        self.send_all(Some((held, bytes)));
+        if may_send {
+            self.send_some(Some((held, bytes)));
+        }
         if self.arena.has(held) {
             self.full |= self.arena.keep(held, bytes).0;
         }
@@ -200,11 +209,10 @@ impl Desk {
         }
     }
 
-    /// Sends what is leaving, as far as there is room. `fresh`: one that is not kept, and its bytes.
-    fn send_all(&mut self, fresh: Option<(Held, &[u8])>) {
-        while !self.blocked
-            && let Some((held, flip)) = self.outbox.front().copied()
-        {
+    /// Sends some of what is leaving, as far as there is room; `true` when there may be more. `fresh`: one that is not kept, and its bytes.
+    fn send_some(&mut self, fresh: Option<(Held, &[u8])>) -> bool {
+        for _ in 0..SENDS {
+            let Some((held, flip)) = self.outbox.front().copied() else { return false };
             let fresh = fresh.filter(|(fresh, _)| *fresh == held).map(|(_, bytes)| bytes);
             let sent = match (fresh, flip) {
                 (Some(bytes), None) => send(&self.sender, bytes, self.arena.tag(held)),
@@ -222,11 +230,12 @@ impl Desk {
             };
             if matches!(sent, Sent::Later) {
                 self.blocked = true;
-            } else {
-                self.outbox.pop_front();
-                self.arena.let_go(held);
+                return false;
             }
+            self.outbox.pop_front();
+            self.arena.let_go(held);
         }
+        true
     }
 
     fn told(&self) -> Told {
