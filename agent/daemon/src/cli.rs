@@ -11,6 +11,7 @@ use tracing_subscriber::filter::LevelFilter;
 use troop_policies::chain;
 
 use crate::agent::{self, AgentError, Setup};
+use crate::bench;
 use crate::channel::Endpoint;
 use crate::config::{DEFAULT_PATH, HostPolicy};
 use crate::guardian;
@@ -49,6 +50,11 @@ enum Command {
         #[arg(long, default_value = DEFAULT_PATH)]
         config: PathBuf,
     },
+    /// Measure what this host's plane costs and how exact it is, in network namespaces made for it
+    Bench(bench::Args),
+    /// A part of a bench (started by the bench itself)
+    #[command(hide = true)]
+    BenchPart(bench::PartArgs),
     /// Watch an agent and undo what it leaves (started by the agent itself)
     #[command(hide = true)]
     Guardian { agent: i32, journal: PathBuf },
@@ -90,6 +96,8 @@ pub fn main(args: impl Iterator<Item = OsString>, before: &[&str]) -> ExitCode {
         },
         Command::Heal { state } => heal(&state),
         Command::Probe { config } => probe(&config),
+        Command::Bench(args) => measured(bench::run(args, before)),
+        Command::BenchPart(args) => measured(bench::part(args, before)),
         Command::Guardian { agent, journal } => match guardian::run(agent, &journal) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => complain(&chain(&error), "`troop-agent heal` undoes the rest", LEFT),
@@ -170,6 +178,16 @@ fn probe(config: &Path) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => complain(&error.to_string(), "this is a mistake of ours", 70),
+    }
+}
+
+fn measured(done: bench::Done) -> ExitCode {
+    match done {
+        Ok((text, code)) => {
+            text.iter().for_each(|text| say(text));
+            code
+        }
+        Err(error) => complain(&chain(&error), error.hint(), UNAVAILABLE),
     }
 }
 

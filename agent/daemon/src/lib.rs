@@ -6,6 +6,7 @@
 //! **Invariant:** `unsafe` is in `sys` only; the clock is read in the agent's loop, and by the forwarder's threads, which are loops of their own.
 
 pub mod agent;
+pub mod bench;
 pub mod channel;
 pub mod cli;
 mod clock;

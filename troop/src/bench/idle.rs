@@ -20,15 +20,15 @@ use serde::Serialize;
 use tokio::net::UnixListener;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use troop_agent::bench::process::Reading;
 use troop_cloud::local::protocol::{Frames, Hello, Request, Response, frames, receive, send};
 use troop_cloud::local::role;
 use troop_ledger::Ledger;
 use troop_policies::inventory::Inventory;
 
 use super::fleet::{Fleet, Window};
-use super::process::Reading;
 use super::thread::Part;
-use super::{BenchError, Machine, Report, as_f64, process, rate, ratio, rounded};
+use super::{BenchError, Machine, READS, Report, as_f64, process, rate, ratio, rounded};
 use crate::clock;
 use crate::state::StateDir;
 use crate::supervisor::roles;
@@ -196,7 +196,7 @@ impl Serve {
     }
 
     fn read(&self) -> Result<Reading, BenchError> {
-        process::read(self.child.id())
+        process::read(self.child.id()).map_err(BenchError::io(READS))
     }
 
     fn ended(&mut self) -> Result<Option<std::process::ExitStatus>, BenchError> {

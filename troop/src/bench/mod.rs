@@ -10,9 +10,7 @@ pub mod fleet;
 pub mod idle;
 pub mod ledger;
 mod load;
-mod machine;
 pub mod plan;
-mod process;
 pub mod registry;
 mod thread;
 
@@ -21,7 +19,10 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-pub use machine::Machine;
+pub use troop_agent::bench::machine::Machine;
+
+use troop_agent::bench::figures::{as_f64, median, ratio, rounded};
+use troop_agent::bench::process;
 
 /// The version of every report's shape.
 const SCHEMA: u32 = 1;
@@ -29,6 +30,9 @@ const SCHEMA: u32 = 1;
 const TIME_MAX_US: u64 = 60_000_000;
 /// Digits of a time that are kept.
 const TIME_DIGITS: u8 = 3;
+
+/// What cannot be done where /proc is not as it should be.
+const READS: &str = "read the kernel's counts of a process";
 
 /// Why there is no figure.
 #[derive(Debug, thiserror::Error)]
@@ -142,30 +146,9 @@ fn millis(time: Duration) -> f64 {
     rounded(time.as_secs_f64() * 1_000.0)
 }
 
-/// A figure to three decimals: more would be noise.
-fn rounded(figure: f64) -> f64 {
-    (figure * 1_000.0).round() / 1_000.0
-}
-
 /// How many a second.
 fn rate(count: u64, took: Duration) -> f64 {
     rounded(ratio(as_f64(count), took.as_secs_f64()))
-}
-
-/// `part / whole`, and 0 where there is nothing to divide by.
-fn ratio(part: f64, whole: f64) -> f64 {
-    if whole > 0.0 { part / whole } else { 0.0 }
-}
-
-/// A count as a figure. Counts here are far below 2^53.
-fn as_f64(count: u64) -> f64 {
-    count as f64
-}
-
-/// The middle one; 0 of none.
-fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures.get(figures.len() / 2).copied().unwrap_or(0.0)
 }
 
 #[cfg(test)]
@@ -191,7 +174,5 @@ mod tests {
     fn a_promise_is_kept_up_to_its_limit() {
         assert!(Target::at_most("x", "ms", 2.0, 2.0).met);
         assert!(!Target::at_most("x", "ms", 2.0, 2.1).met);
-        assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
-        assert_eq!((median(Vec::new()), ratio(1.0, 0.0)), (0.0, 0.0));
     }
 }

@@ -25,7 +25,7 @@ use troop_policies::{AccountName, ClusterName, GroupName, RegionName};
 use troop_scheduler::plan::{ByTeam, PlanInput, plan_day, scopes_of};
 
 use super::fleet::{self, Fleet, Window};
-use super::{BenchError, Machine, Report, Target, as_f64, median, millis, process, ratio, rounded};
+use super::{BenchError, Machine, READS, Report, Target, as_f64, median, millis, process, ratio, rounded};
 use crate::agents::NoAgents;
 use crate::clock::{self, Calendar};
 use crate::outside::Dial;
@@ -134,7 +134,7 @@ async fn one(fleet: Fleet) -> Result<Figure, BenchError> {
         chosen = plan(&core, &teams, &inventories)?;
         planned.push(millis(began.elapsed()));
     }
-    let peak_mib = process::own_peak_mib()?;
+    let peak_mib = process::own_peak_mib().map_err(BenchError::io(READS))?;
     let registry = fleet::registry(&inventories[0], now);
     let [inventory] = inventories;
     let region = inventory.region.clone();

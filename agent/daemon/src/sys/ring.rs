@@ -98,6 +98,11 @@ impl Rings {
         self.rings.iter().any(|ring| ring.time().is_some())
     }
 
+    /// Whether one of them is filled by a quarter and more: whoever takes has fallen behind.
+    pub(crate) fn are_crowded(&self) -> bool {
+        self.rings.iter().any(|ring| ring.is_taken(ring.slots / 4))
+    }
+
     /// Both to wait for.
     pub(crate) fn fds(&self) -> [BorrowedFd<'_>; 2] {
         [self.rings[0].fd.as_fd(), self.rings[1].fd.as_fd()]
@@ -157,35 +162,41 @@ impl Ring {
         Ok(Self { fd, memory, bytes, slot_bytes, slots, next: 0 })
     }
 
-    /// Where a slot begins: blocks hold a whole number of slots.
-    fn slot(&self) -> NonNull<u8> {
+    /// Where a slot begins: blocks hold a whole number of slots. `beyond`: counted from the next one.
+    fn slot(&self, beyond: usize) -> NonNull<u8> {
+        let number = (self.next + beyond) % self.slots;
         let per_block = BLOCK_BYTES / self.slot_bytes;
-        let at = self.next / per_block * BLOCK_BYTES + self.next % per_block * self.slot_bytes;
-        // SAFETY: `next` is below the number of slots, all of which are in the memory.
+        let at = number / per_block * BLOCK_BYTES + number % per_block * self.slot_bytes;
+        // SAFETY: the number is below that of slots, all of which are in the memory.
         unsafe { self.memory.add(at) }
     }
 
-    fn status(&self) -> &AtomicU32 {
+    fn status(&self, beyond: usize) -> &AtomicU32 {
         // SAFETY: a slot begins with its status, aligned to 16, and the kernel too reads and writes it as a whole.
-        unsafe { AtomicU32::from_ptr(self.slot().as_ptr().cast()) }
+        unsafe { AtomicU32::from_ptr(self.slot(beyond).as_ptr().cast()) }
+    }
+
+    /// Whether there is a frame so many slots beyond the next one.
+    fn is_taken(&self, beyond: usize) -> bool {
+        self.status(beyond).load(Ordering::Acquire) & libc::TP_STATUS_USER != 0
     }
 
     /// The kernel's time of the next frame; `None` while it has not come.
     fn time(&self) -> Option<(u32, u32)> {
-        if self.status().load(Ordering::Acquire) & libc::TP_STATUS_USER == 0 {
+        if !self.is_taken(0) {
             return None;
         }
         Some((self.word(SECONDS_AT), self.word(NANOS_AT)))
     }
 
     fn take<T>(&mut self, take: impl FnOnce(Frame<'_>) -> T) -> T {
-        let status = self.status().load(Ordering::Acquire);
+        let status = self.status(0).load(Ordering::Acquire);
         let size = |at: usize| usize::try_from(self.word(at)).unwrap_or(usize::MAX);
         let mac = usize::from(self.half(MAC_AT));
         let start = mac.saturating_sub(VNET_HEAD_BYTES).min(self.slot_bytes);
         let captured = size(CAPTURED_AT).min(self.slot_bytes.saturating_sub(mac));
         // SAFETY: the slot is ours until its status says otherwise, and the range was held within it.
-        let bytes = unsafe { std::slice::from_raw_parts(self.slot().as_ptr().add(start), VNET_HEAD_BYTES + captured) };
+        let bytes = unsafe { std::slice::from_raw_parts(self.slot(0).as_ptr().add(start), VNET_HEAD_BYTES + captured) };
         let tag = (status & libc::TP_STATUS_VLAN_VALID != 0).then(|| {
             let known = status & libc::TP_STATUS_VLAN_TPID_VALID != 0;
             let kind = if known { self.half(TAG_KIND_AT) } else { 0x8100 };
@@ -197,19 +208,19 @@ impl Ring {
         let [seconds, nanos] = [SECONDS_AT, NANOS_AT].map(|at| u64::from(self.word(at)));
         let came_nanos = seconds * 1_000_000_000 + nanos;
         let taken = take(Frame { bytes, tag, came_nanos, is_cut, is_losing });
-        self.status().store(libc::TP_STATUS_KERNEL, Ordering::Release);
+        self.status(0).store(libc::TP_STATUS_KERNEL, Ordering::Release);
         self.next = (self.next + 1) % self.slots;
         taken
     }
 
     fn word(&self, at: usize) -> u32 {
         // SAFETY: within the header of a slot, which is aligned to 16, at a multiple of 4.
-        unsafe { self.slot().as_ptr().add(at).cast::<u32>().read_volatile() }
+        unsafe { self.slot(0).as_ptr().add(at).cast::<u32>().read_volatile() }
     }
 
     fn half(&self, at: usize) -> u16 {
         // SAFETY: within the header of a slot, which is aligned to 16, at a multiple of 2.
-        unsafe { self.slot().as_ptr().add(at).cast::<u16>().read_volatile() }
+        unsafe { self.slot(0).as_ptr().add(at).cast::<u16>().read_volatile() }
     }
 
     fn dropped(&self) -> io::Result<u32> {

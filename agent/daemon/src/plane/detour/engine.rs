@@ -11,12 +11,14 @@ use troop_agent_core::shaper::{self, BitFlip, Handled, Shaper};
 
 use super::arena::{Arena, Budget, Held};
 use super::line::{Told, sleep};
-use super::port::Port;
+use super::port::{Port, Sink as _, Source as _};
 use crate::clock;
 use crate::packet::Way;
 use crate::plane::Seen;
-use crate::sys::{Frame, Sent, Tag};
+use crate::sys::{Frame, Sent};
 
+/// Frames sent before it is looked whether the rings fill up meanwhile: at 25 us for the largest, 0.2 ms of the 6 ms they have room for.
+const SENDS: usize = 8;
 /// Frames taken before those that are due are looked at again: at a microsecond each, 30 us.
 const BURST: usize = 32;
 /// A frame has waited for this thread at most so long: what is beyond is taken for a clock that was set, and it would leave too early.
@@ -37,18 +39,21 @@ pub(in crate::plane) struct Setup<P> {
     pub port: P,
 }
 
-#[derive(Debug)]
-pub(super) struct Engine<P> {
+pub(super) struct Engine<P: Port> {
+    pub(super) source: P::Source,
+    desk: Desk<P>,
+}
+
+/// All but where frames come from.
+struct Desk<P: Port> {
     way: Way,
     target: Option<Target>,
     seed: u64,
     shaper: Shaper<Held, Xoshiro256PlusPlus>,
     arena: Arena,
-    pub(super) port: P,
+    sink: P::Sink,
     /// Leaving, in this order.
     outbox: VecDeque<(Held, Option<BitFlip>)>,
-    /// The frame that had no room, behind all the others.
-    spilled: Option<(Vec<u8>, Option<Tag>)>,
     blocked: bool,
     /// It has held as much as it may, or packets came faster than it could take them: the fault is over.
     full: bool,
@@ -62,89 +67,55 @@ pub(super) struct Engine<P> {
 impl<P: Port> Engine<P> {
     pub(super) fn new(setup: Setup<P>, now: Moment) -> Self {
         let Setup { way, target, shaper, seed, budget, port } = setup;
-        Self {
+        let (source, sink) = port.split();
+        let desk = Desk {
             way,
             target: Some(target),
             seed,
             shaper: Shaper::new(shaper, Xoshiro256PlusPlus::seed_from_u64(seed), now),
             arena: Arena::new(budget),
-            port,
+            sink,
             outbox: VecDeque::new(),
-            spilled: None,
             blocked: false,
             full: false,
             came: 0,
             concerned: 0,
             holds: Vec::with_capacity(HOLDS),
             holds_next: 0,
-        }
+        };
+        Self { source, desk }
     }
 
     pub(super) fn retarget(&mut self, target: Option<Target>) {
-        self.target = target;
+        self.desk.target = target;
     }
 
     pub(super) fn let_go(&mut self) {
-        self.shaper.drain();
+        self.desk.shaper.drain();
     }
 
-    pub(super) fn is_blocked(&self) -> bool {
-        self.blocked
+    /// While nothing can be sent: what to wait for.
+    pub(super) fn blocked(&self) -> Option<&P::Sink> {
+        self.desk.blocked.then_some(&self.desk.sink)
     }
 
     /// How long until something is due. Zero: now. `None`: nothing is held, or nothing can be sent anyway.
     pub(super) fn next(&self, now: Moment) -> Option<Duration> {
-        if self.blocked { None } else { self.shaper.poll_timeout().map(|due| due.since(now)) }
+        if self.desk.blocked { None } else { self.desk.shaper.poll_timeout().map(|due| due.since(now)) }
     }
 
-    /// Takes what has come, up to a burst; `true` when there may be more.
+    /// Takes what has come, up to a burst, and sends at once what is not to be held; `true` when there may be more.
     ///
-    /// Its delay begins when the kernel had it, not when this thread woke up for it: that is 60 us later, and on a busy machine some ms.
-    pub(super) fn take(&mut self, now: Moment) -> bool {
-        let real_nanos = clock::real_nanos();
+    /// Sending takes several times as long as copying. While they come too fast it has to wait, or frames would be lost.
+    pub(super) fn take(&mut self) -> bool {
+        let Self { source, desk } = self;
         for _ in 0..BURST {
-            if self.blocked || self.spilled.is_some() {
+            let may_send = !source.is_crowded();
+            if desk.blocked || source.take(|frame| desk.handle(&frame, may_send)).is_none() {
                 return false;
             }
-            let Self { way, target, seed, shaper, arena, port, outbox, spilled, full, came: count, concerned, .. } =
-                self;
-            let taken = port.take(|frame| {
-                *count += 1;
-                let Frame { bytes, tag, came_nanos, is_cut, is_losing } = frame;
-                *full |= is_cut || is_losing;
-                if is_cut {
-                    return;
-                }
-                let Ok(held) = arena.keep(bytes, P::HEAD_BYTES, tag) else {
-                    *spilled = Some((bytes.to_vec(), tag));
-                    return;
-                };
-                let flow = P::flow(bytes.get(P::HEAD_BYTES..).unwrap_or_default(), *way);
-                let flow = flow.filter(|flow| target.as_ref().is_some_and(|target| target.matches(flow)));
-                let Some(flow) = flow else {
-                    outbox.push_back((held, None));
-                    return;
-                };
-                *concerned += 1;
-                let before = shaper.held().packets;
-                let waited_ns = real_nanos.saturating_sub(came_nanos).min(WAITED_MAX_NS);
-                // Or it came within this burst.
-                let after_ns = came_nanos.saturating_sub(real_nanos).min(WAITED_MAX_NS);
-                let came = Moment::from_nanos(now.as_nanos().saturating_sub(waited_ns)).after_nanos(after_ns);
-                match shaper.handle_packet(held, flow.hash(*seed), came) {
-                    Handled::Lost(_) => arena.is_held(held, 0),
-                    // One, or two where it was duplicated, or none where the copy was all that was left and got lost.
-                    Handled::Taken | Handled::Full => {
-                        arena.is_held(held, u32::try_from(shaper.held().packets - before).unwrap_or(u32::MAX));
-                    }
-                }
-            });
-            if taken.is_none() {
-                return false;
-            }
-            self.full |= self.spilled.is_some();
-            if self.full && !self.shaper.is_over() {
-                self.shaper.drain();
+            if desk.full && !desk.shaper.is_over() {
+                desk.shaper.drain();
                 return true;
             }
         }
@@ -153,26 +124,10 @@ impl<P: Port> Engine<P> {
 
     /// Sends what is due.
     pub(super) fn give(&mut self, now: Moment) {
-        while let Some(leaving) = self.shaper.poll_packet(now) {
-            self.note(now.since(leaving.came));
-            self.outbox.push_back((leaving.packet, leaving.flip));
-        }
-        self.blocked = false;
-        while let Some((held, flip)) = self.outbox.front().copied() {
-            let (frame, tag) = self.arena.frame(held);
-            if matches!(send(&self.port, frame, tag, flip), Sent::Later) {
-                self.blocked = true;
-                return;
-            }
-            self.outbox.pop_front();
-            self.arena.let_go(held);
-        }
-        if let Some((mut frame, tag)) = self.spilled.take()
-            && matches!(send(&self.port, &mut frame, tag, None), Sent::Later)
-        {
-            self.blocked = true;
-            self.spilled = Some((frame, tag));
-        }
+        self.desk.blocked = false;
+        self.desk.call_due(now);
+        let Self { source, desk } = self;
+        while desk.send_some(None) && !source.is_crowded() {}
     }
 
     /// Sends everything that is left and waits until it has come out at the other end, but not for ever.
@@ -180,9 +135,10 @@ impl<P: Port> Engine<P> {
         let until = clock::now().after(FINISH_MAX);
         loop {
             let now = clock::now();
-            let more = self.take(now);
-            self.give(now);
-            let gone = !more && !self.blocked && self.port.on_the_way().is_ok_and(|bytes| bytes == 0);
+            let more = self.take();
+            self.give(clock::now());
+            let gone =
+                !more && self.desk.outbox.is_empty() && self.desk.sink.on_the_way().is_ok_and(|bytes| bytes == 0);
             if gone || now >= until {
                 return;
             }
@@ -192,12 +148,97 @@ impl<P: Port> Engine<P> {
 
     pub(super) fn told(&mut self) -> Told {
         // Where the kernel does not say, none was dropped as far as is known.
-        let dropped = self.port.dropped().unwrap_or(0);
-        self.came += dropped;
+        let dropped = self.source.dropped().unwrap_or(0);
+        self.desk.came += dropped;
         if dropped > 0 {
-            self.full = true;
-            self.shaper.drain();
+            self.desk.full = true;
+            self.desk.shaper.drain();
         }
+        self.desk.told(self.source.has_come())
+    }
+}
+
+impl<P: Port> Desk<P> {
+    /// A frame that lies where it came only until this returns. It is copied only when it is held: what leaves at once leaves from there.
+    ///
+    /// Its delay begins when the kernel had it, not when this thread woke up for it: that is 60 us later, and on a busy machine some ms.
+    fn handle(&mut self, frame: &Frame<'_>, may_send: bool) {
+        let Frame { bytes, tag, came_nanos, is_cut, is_losing } = *frame;
+        self.came += 1;
+        self.full |= is_cut || is_losing;
+        if is_cut {
+            return;
+        }
+        let held = self.arena.enter(bytes.len(), P::HEAD_BYTES, tag);
+        let flow = P::flow(bytes.get(P::HEAD_BYTES..).unwrap_or_default(), self.way);
+        match flow.filter(|flow| self.target.as_ref().is_some_and(|target| target.matches(flow))) {
+            None => self.outbox.push_back((held, None)),
+            Some(flow) => {
+                // In this order: what passes between the two makes a packet late. The other way it would make it early.
+                let real_nanos = clock::real_nanos();
+                let now = clock::now();
+                let waited_ns = real_nanos.saturating_sub(came_nanos).min(WAITED_MAX_NS);
+                let came = Moment::from_nanos(now.as_nanos().saturating_sub(waited_ns));
+                self.concerned += 1;
+                let before = self.shaper.held().packets;
+                match self.shaper.handle_packet(held, flow.hash(self.seed), came) {
+                    Handled::Lost(_) => self.arena.is_held(held, 0),
+                    // One, or two where it was duplicated, or none where the copy was all that was left and got lost.
+                    Handled::Taken | Handled::Full => {
+                        let times = u32::try_from(self.shaper.held().packets - before).unwrap_or(u32::MAX);
+                        self.arena.is_held(held, times);
+                    }
+                }
+                self.call_due(clock::now());
+            }
+        }
+        if may_send {
+            self.send_some(Some((held, bytes)));
+        }
+        if self.arena.has(held) {
+            self.full |= self.arena.keep(held, bytes).0;
+        }
+    }
+
+    /// Lets those leave whose time has come.
+    fn call_due(&mut self, now: Moment) {
+        while let Some(leaving) = self.shaper.poll_packet(now) {
+            self.note(now.since(leaving.came));
+            self.outbox.push_back((leaving.packet, leaving.flip));
+        }
+    }
+
+    /// Sends some of what is leaving, as far as there is room; `true` when there may be more. `fresh`: one that is not kept, and its bytes.
+    fn send_some(&mut self, fresh: Option<(Held, &[u8])>) -> bool {
+        for _ in 0..SENDS {
+            let Some((held, flip)) = self.outbox.front().copied() else { return false };
+            let fresh = fresh.filter(|(fresh, _)| *fresh == held).map(|(_, bytes)| bytes);
+            let sent = match (fresh, flip) {
+                (Some(bytes), None) => self.sink.send(bytes, self.arena.tag(held)),
+                (fresh, flip) => {
+                    if let Some(bytes) = fresh {
+                        self.full |= self.arena.keep(held, bytes).0;
+                    }
+                    let (frame, tag) = self.arena.frame(held);
+                    turn::<P>(frame, flip);
+                    let sent = self.sink.send(frame, tag);
+                    // Copies of the frame lie in the same place.
+                    turn::<P>(frame, flip);
+                    sent
+                }
+            };
+            if matches!(sent, Sent::Later) {
+                self.blocked = true;
+                return false;
+            }
+            self.outbox.pop_front();
+            self.arena.let_go(held);
+        }
+        true
+    }
+
+    /// `more`: something has come that was not taken yet.
+    fn told(&self, more: bool) -> Told {
         let held = self.shaper.held();
         let mut holds = self.holds.clone();
         holds.sort_unstable();
@@ -209,8 +250,7 @@ impl<P: Port> Engine<P> {
             held_for: holds.get(holds.len() / 2).copied().map(Duration::from_nanos),
             full: self.full,
         };
-        let is_idle = held.packets == 0 && self.outbox.is_empty() && self.spilled.is_none() && !self.port.has_come();
-        Told { seen, came: self.came, is_idle }
+        Told { seen, came: self.came, is_idle: held.packets == 0 && self.outbox.is_empty() && !more }
     }
 
     fn note(&mut self, held: Duration) {
@@ -221,14 +261,6 @@ impl<P: Port> Engine<P> {
         }
         self.holds_next = (self.holds_next + 1) % HOLDS;
     }
-}
-
-fn send<P: Port>(port: &P, frame: &mut [u8], tag: Option<Tag>, flip: Option<BitFlip>) -> Sent {
-    turn::<P>(frame, flip);
-    let sent = port.send(frame, tag);
-    // Copies of the frame lie in the same place.
-    turn::<P>(frame, flip);
-    sent
 }
 
 fn turn<P: Port>(frame: &mut [u8], flip: Option<BitFlip>) {

@@ -13,7 +13,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use troop_agent_core::fault::Target;
 
 use super::engine::{Engine, Setup};
-use super::port::Port;
+use super::port::{Port, Sink as _, Source as _};
 use crate::clock;
 use crate::plane::Seen;
 
@@ -24,6 +24,9 @@ const SPIN: Duration = Duration::from_micros(50);
 /// ppoll may be late by a thousandth of its wait, a two-hundredth for a process of positive niceness, whatever the timer slack is
 /// (`select_estimate_accuracy` in fs/select.c): 0.5 ms of 500. So a wait ends early by more, and what is left is waited for again.
 const SLACK_PART: u32 = 100;
+
+/// How much sooner than others the thread gets a processor (sched(7)): nine times the usual share, which is far from all of it.
+const NICE: i32 = -10;
 
 /// What a thread tells of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -126,12 +129,13 @@ fn stir(wake: &OwnedFd) {
 fn run<P: Port>(engine: &mut Engine<P>, commands: &Receiver<Command>, wake: &OwnedFd) {
     // Without it the kernel may add 50 us to every wait. Where it is refused, it does.
     let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
+    // Where dozens of threads want a processor, a fair share of it is too little, and frames would be lost. Where it is refused it has that.
+    let _ = rustix::process::setpriority_process(None, NICE);
     loop {
         if !obey(engine, commands) {
             break;
         }
-        let now = clock::now();
-        let busy = engine.take(now);
+        let busy = engine.take();
         engine.give(clock::now());
         if !busy {
             wait(engine, wake);
@@ -168,10 +172,9 @@ fn wait<P: Port>(engine: &Engine<P>, wake: &OwnedFd) {
 pub(super) fn sleep<P: Port>(engine: &Engine<P>, wake: Option<&OwnedFd>, timeout: Option<Duration>) {
     let mut fds = Vec::with_capacity(4);
     // While nothing can be sent, nothing more is taken.
-    if engine.is_blocked() {
-        fds.extend(engine.port.goes().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::OUT)));
-    } else {
-        fds.extend(engine.port.comes().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+    match engine.blocked() {
+        Some(sink) => fds.extend(sink.fds().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::OUT))),
+        None => fds.extend(engine.source.fds().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))),
     }
     fds.extend(wake.map(|wake| PollFd::new(wake, PollFlags::IN)));
     let timeout = timeout.map(|left| Timespec {
@@ -184,7 +187,9 @@ pub(super) fn sleep<P: Port>(engine: &Engine<P>, wake: Option<&OwnedFd>, timeout
         // That the device went down or away. Unread it would end every sleep at once; sending says the same again.
         let _ = rustix::net::sockopt::socket_error(fd);
     }
-    if let Some(wake) = wake {
+    if let Some(wake) = wake
+        && fds.last().is_some_and(|last| last.revents().contains(PollFlags::IN))
+    {
         // It is there to end the sleep only; empty is as good.
         let _ = rustix::io::read(wake, &mut [0; 8]);
     }

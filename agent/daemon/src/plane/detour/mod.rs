@@ -13,7 +13,7 @@ mod port;
 pub(super) use self::arena::Budget;
 pub(super) use self::engine::Setup;
 pub(super) use self::line::Line;
-pub(super) use self::port::Port;
+pub(super) use self::port::{Port, Sink, Source};
 
 use std::io;
 

@@ -13,11 +13,30 @@ pub(in crate::plane) trait Port: Send + 'static {
     /// Bytes before each frame that are not on the wire.
     const HEAD_BYTES: usize;
 
+    type Source: Source;
+    type Sink: Sink;
+
+    fn split(self) -> (Self::Source, Self::Sink);
+
+    /// The flow of a frame, from its first byte on the wire. `None`: none that is understood.
+    fn flow(wire: &[u8], way: Way) -> Option<Flow>;
+
+    /// In which byte a bit is turned that chance has put in `byte`.
+    fn corrupts(_wire: &[u8], byte: usize) -> usize {
+        byte
+    }
+}
+
+/// Where packets come from.
+pub(in crate::plane) trait Source: Send + 'static {
     /// Hands the frame that came first to `take`. `None` when none has come.
     fn take<T>(&mut self, take: impl FnOnce(Frame<'_>) -> T) -> Option<T>;
 
     /// Whether there is one to take.
     fn has_come(&self) -> bool;
+
+    /// Whether so many have come that sending has to wait, or some would be lost.
+    fn is_crowded(&self) -> bool;
 
     /// How many frames the kernel has had no room for since the last call.
     ///
@@ -25,16 +44,14 @@ pub(in crate::plane) trait Port: Send + 'static {
     /// Any of the kernel.
     fn dropped(&mut self) -> io::Result<u64>;
 
-    /// The flow of a frame, from its first byte on the wire. `None`: none that is understood.
-    fn flow(wire: &[u8], way: Way) -> Option<Flow>;
+    /// To wait for what comes.
+    fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>>;
+}
 
+/// Where packets go.
+pub(in crate::plane) trait Sink: Send + 'static {
     /// Sends a frame that was taken, its head included.
     fn send(&self, frame: &[u8], tag: Option<Tag>) -> Sent;
-
-    /// In which byte a bit is turned that chance has put in `byte`.
-    fn corrupts(_wire: &[u8], byte: usize) -> usize {
-        byte
-    }
 
     /// How many bytes of memory the frames take that have been sent and have not come anywhere yet.
     ///
@@ -42,9 +59,6 @@ pub(in crate::plane) trait Port: Send + 'static {
     /// Any of the kernel.
     fn on_the_way(&self) -> io::Result<usize>;
 
-    /// To wait for what comes.
-    fn comes(&self) -> impl Iterator<Item = BorrowedFd<'_>>;
-
     /// To wait until something can be sent again.
-    fn goes(&self) -> impl Iterator<Item = BorrowedFd<'_>>;
+    fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>>;
 }

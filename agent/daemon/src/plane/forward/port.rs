@@ -6,7 +6,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use troop_agent_core::fault::Flow;
 
 use crate::packet::{self, Way};
-use crate::plane::detour::Port;
+use crate::plane::detour::{Port, Sink, Source};
 use crate::sys::{Frame, Rings, Sender, Sent, Tag, VNET_HEAD_BYTES};
 
 #[derive(Debug)]
@@ -18,36 +18,51 @@ pub(super) struct Pair {
 impl Port for Pair {
     const HEAD_BYTES: usize = VNET_HEAD_BYTES;
 
-    fn take<T>(&mut self, take: impl FnOnce(Frame<'_>) -> T) -> Option<T> {
-        self.rings.take(take)
-    }
+    type Source = Rings;
+    type Sink = Sender;
 
-    fn has_come(&self) -> bool {
-        self.rings.has_some()
-    }
-
-    fn dropped(&mut self) -> io::Result<u64> {
-        self.rings.dropped()
+    fn split(self) -> (Rings, Sender) {
+        (self.rings, self.sender)
     }
 
     fn flow(wire: &[u8], way: Way) -> Option<Flow> {
         packet::flow(wire, way)
     }
+}
 
+impl Source for Rings {
+    fn take<T>(&mut self, take: impl FnOnce(Frame<'_>) -> T) -> Option<T> {
+        self.take(take)
+    }
+
+    fn has_come(&self) -> bool {
+        self.has_some()
+    }
+
+    fn is_crowded(&self) -> bool {
+        self.are_crowded()
+    }
+
+    fn dropped(&mut self) -> io::Result<u64> {
+        self.dropped()
+    }
+
+    fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.fds().into_iter()
+    }
+}
+
+impl Sink for Sender {
     fn send(&self, frame: &[u8], tag: Option<Tag>) -> Sent {
         let Some((head, frame)) = frame.split_first_chunk::<VNET_HEAD_BYTES>() else { return Sent::Gone };
-        self.sender.send(head, frame, tag)
+        self.send(head, frame, tag)
     }
 
     fn on_the_way(&self) -> io::Result<usize> {
-        self.sender.on_the_way()
+        self.on_the_way()
     }
 
-    fn comes(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.rings.fds().into_iter()
-    }
-
-    fn goes(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        std::iter::once(self.sender.as_fd())
+    fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        std::iter::once(self.as_fd())
     }
 }

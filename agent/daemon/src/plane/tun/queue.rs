@@ -17,7 +17,7 @@ use troop_agent_core::fault::{Flow, TO_MANY};
 
 use crate::clock;
 use crate::packet::{self, Way};
-use crate::plane::detour::Port;
+use crate::plane::detour::{Port, Sink, Source};
 use crate::sys::{Frame, Sent, Tag, descriptor, unsent};
 
 /// The longest packet of IP.
@@ -45,29 +45,57 @@ pub(super) fn open(name: &str, mtu: u32, queues: usize) -> io::Result<Vec<Tun>> 
 }
 
 /// See the module.
+#[derive(Debug)]
 pub(super) struct Queue {
-    tun: Tun,
-    buffer: Box<[u8]>,
+    source: Reader,
     out: Out,
-    /// Somebody has removed the TUN.
-    is_gone: bool,
-}
-
-impl fmt::Debug for Queue {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Queue").field("tun", &self.tun.name()).field("is_gone", &self.is_gone).finish_non_exhaustive()
-    }
 }
 
 impl Queue {
     pub(super) fn new(tun: Tun, out: Out) -> Self {
-        Self { tun, buffer: vec![0; PACKET_MAX_BYTES].into(), out, is_gone: false }
+        Self { source: Reader { tun, buffer: vec![0; PACKET_MAX_BYTES].into(), is_gone: false }, out }
     }
 }
 
 impl Port for Queue {
     const HEAD_BYTES: usize = 0;
 
+    type Source = Reader;
+    type Sink = Out;
+
+    fn split(self) -> (Reader, Out) {
+        (self.source, self.out)
+    }
+
+    fn flow(wire: &[u8], way: Way) -> Option<Flow> {
+        packet::flow_of_ip(wire, way)
+    }
+
+    /// Behind the header: the kernel writes the checksum of IPv4's anew, so that a wrong bit in it would be right, or send the packet to somebody else.
+    fn corrupts(wire: &[u8], byte: usize) -> usize {
+        let head_bytes = packet::ends_of_ip(wire).map_or(0, |(_, _, head_bytes)| head_bytes);
+        if byte >= head_bytes {
+            return byte;
+        }
+        head_bytes + byte % wire.len().saturating_sub(head_bytes).max(1)
+    }
+}
+
+/// Takes packets out of the queue.
+pub(super) struct Reader {
+    tun: Tun,
+    buffer: Box<[u8]>,
+    /// Somebody has removed the TUN.
+    is_gone: bool,
+}
+
+impl fmt::Debug for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reader").field("tun", &self.tun.name()).field("is_gone", &self.is_gone).finish_non_exhaustive()
+    }
+}
+
+impl Source for Reader {
     fn take<T>(&mut self, take: impl FnOnce(Frame<'_>) -> T) -> Option<T> {
         let length = loop {
             match self.tun.try_recv(&mut self.buffer) {
@@ -91,39 +119,33 @@ impl Port for Queue {
         poll(&mut fds, Some(&at_once)).is_ok() && fds[0].revents() == PollFlags::IN
     }
 
+    /// A queue does not say how full it is.
+    fn is_crowded(&self) -> bool {
+        false
+    }
+
     /// The device counts them, for all its queues together.
     fn dropped(&mut self) -> io::Result<u64> {
         Ok(0)
     }
 
-    fn flow(wire: &[u8], way: Way) -> Option<Flow> {
-        packet::flow_of_ip(wire, way)
-    }
-
-    fn send(&self, frame: &[u8], _tag: Option<Tag>) -> Sent {
-        self.out.send(frame)
-    }
-
-    /// Behind the header: the kernel writes the checksum of IPv4's anew, so that a wrong bit in it would be right, or send the packet to somebody else.
-    fn corrupts(wire: &[u8], byte: usize) -> usize {
-        let head_bytes = packet::ends_of_ip(wire).map_or(0, |(_, _, head_bytes)| head_bytes);
-        if byte >= head_bytes {
-            return byte;
-        }
-        head_bytes + byte % wire.len().saturating_sub(head_bytes).max(1)
-    }
-
-    fn on_the_way(&self) -> io::Result<usize> {
-        self.out.on_the_way()
-    }
-
-    fn comes(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+    fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         // That of a TUN which is gone would end every wait at once.
         (!self.is_gone).then(|| descriptor(&self.tun)).into_iter()
     }
+}
 
-    fn goes(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.out.sockets().map(|socket| socket.as_fd())
+impl Sink for Out {
+    fn send(&self, frame: &[u8], _tag: Option<Tag>) -> Sent {
+        self.packet(frame)
+    }
+
+    fn on_the_way(&self) -> io::Result<usize> {
+        self.sockets().map(|socket| unsent(socket.as_fd())).sum()
+    }
+
+    fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.sockets().map(|socket| socket.as_fd())
     }
 }
 
@@ -167,11 +189,7 @@ impl Out {
         std::iter::once(&self.four).chain(&self.six)
     }
 
-    fn on_the_way(&self) -> io::Result<usize> {
-        self.sockets().map(|socket| unsent(socket.as_fd())).sum()
-    }
-
-    fn send(&self, packet: &[u8]) -> Sent {
+    fn packet(&self, packet: &[u8]) -> Sent {
         // The source is said besides, since rules of routing may ask for it.
         let sent = match (packet::ends_of_ip(packet), &self.six) {
             (Some((IpAddr::V4(from), IpAddr::V4(to), _)), _) => {

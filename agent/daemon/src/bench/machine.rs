@@ -21,7 +21,7 @@ pub struct Machine {
 
 impl Machine {
     /// This one, now. What it does not tell is left empty or 0.
-    pub(super) fn read() -> Self {
+    pub fn read() -> Self {
         let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
@@ -46,14 +46,14 @@ impl Machine {
 }
 
 /// The value of the first line `NAME: value`.
-pub(super) fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+pub fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     let named =
         |line: &'a str| line.split_once(':').filter(|(key, _)| key.trim() == name).map(|(_, value)| value.trim());
     text.lines().find_map(named)
 }
 
 /// The number in `123 kB`.
-pub(super) fn kib(value: &str) -> Option<u64> {
+pub fn kib(value: &str) -> Option<u64> {
     value.strip_suffix("kB").and_then(|number| number.trim().parse().ok())
 }
 

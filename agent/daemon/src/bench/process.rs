@@ -3,36 +3,38 @@
 //! Source: proc_pid_status(5), proc_pid_stat(5) and Documentation/scheduler/sched-stats.rst of the kernel.
 
 use std::fs;
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use super::BenchError;
 use super::machine::{field, kib};
 
 /// A reading of one process over all its threads.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Reading {
+pub struct Reading {
     /// Times a thread gave the processor up to wait: each is one wake-up later.
-    pub(super) waits: u64,
+    pub waits: u64,
     /// Times a thread was put aside for another one.
-    pub(super) preempted: u64,
+    pub preempted: u64,
     /// On a processor, over all threads that live.
-    pub(super) cpu: Duration,
-    pub(super) threads: u64,
-    pub(super) rss_kib: u64,
+    pub cpu: Duration,
+    pub threads: u64,
+    pub rss_kib: u64,
     /// The most that `rss_kib` ever was.
-    pub(super) peak_kib: u64,
+    pub peak_kib: u64,
 }
 
 /// Reads process `pid`.
-pub(super) fn read(pid: u32) -> Result<Reading, BenchError> {
+///
+/// # Errors
+/// Any of reading its folder in /proc: it is gone.
+pub fn read(pid: u32) -> io::Result<Reading> {
     let folder = format!("/proc/{pid}");
-    let io = BenchError::io("read the kernel's counts of a process");
-    let status = fs::read_to_string(format!("{folder}/status")).map_err(&io)?;
+    let status = fs::read_to_string(format!("{folder}/status"))?;
     let memory = |name| field(&status, name).and_then(kib).unwrap_or(0);
     let mut reading = Reading { rss_kib: memory("VmRSS"), peak_kib: memory("VmHWM"), ..Reading::default() };
-    for thread in fs::read_dir(format!("{folder}/task")).map_err(&io)? {
-        let thread = thread.map_err(&io)?.path();
+    for thread in fs::read_dir(format!("{folder}/task"))? {
+        let thread = thread?.path();
         // A thread that has just ended is not waited upon any more.
         let Ok(status) = fs::read_to_string(thread.join("status")) else { continue };
         let number = |name| field(&status, name).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
@@ -45,13 +47,16 @@ pub(super) fn read(pid: u32) -> Result<Reading, BenchError> {
 }
 
 /// Time that the thread of this folder was on a processor.
-pub(super) fn on_cpu(thread: &Path) -> Option<Duration> {
+pub fn on_cpu(thread: &Path) -> Option<Duration> {
     let text = fs::read_to_string(thread.join("schedstat")).ok()?;
     text.split_ascii_whitespace().next()?.parse().ok().map(Duration::from_nanos)
 }
 
 /// The most memory that this process ever held, in MiB.
-pub(super) fn own_peak_mib() -> Result<u64, BenchError> {
+///
+/// # Errors
+/// As [`read`].
+pub fn own_peak_mib() -> io::Result<u64> {
     Ok(read(std::process::id())?.peak_kib / 1_024)
 }
 
