@@ -1,7 +1,7 @@
 //! `troop-agent bench`: what the plane that this host has costs, and how exact it is, measured on the machine in front of you.
 //!
 //! The plane is the one that the agent uses, set up through the same trait, between a host and a peer in network namespaces that are
-//! thrown away ([`stage`]); a process of its own makes them ([`spaces`]). What is compared is measured in one run, turn by turn, and
+//! thrown away (`stage`); a process of its own makes them (`spaces`). What is compared is measured in one run, turn by turn, and
 //! told as a ratio of the same round: figures of two machines, or of two minutes on one, say little beside each other.
 //! docs/performance.md says what was seen.
 
