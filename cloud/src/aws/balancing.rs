@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use troop_policies::inventory::TargetHealth;
 
 use super::calls::Call;
-use super::fault::Fault;
+use super::fault::{Fault, Kind};
 use super::tags;
 use super::wire::{Again, Wire};
 
@@ -80,14 +80,30 @@ async fn target_groups(wire: &Wire, arns: &BTreeSet<String>) -> Result<BTreeMap<
     let arns: Vec<String> = arns.iter().cloned().collect();
     let mut found = BTreeMap::new();
     for some in arns.chunks(ARNS_A_CALL) {
-        let call = Call::DescribeTargetGroups;
-        let ask = || wire.balancing.describe_target_groups().set_target_group_arns(Some(some.to_vec())).send();
-        for group in wire.read(call, ask).await?.target_groups() {
-            let arn = group.target_group_arn().ok_or_else(|| Fault::odd(call, "a target group's ARN"))?;
-            found.insert(arn.to_owned(), group.clone());
+        match some_target_groups(wire, some).await {
+            Ok(groups) => found.extend(groups),
+            // A group may name one that was deleted, which fails the whole call; the others are there all the same.
+            Err(fault) if fault.kind == Kind::NotFound => {
+                for one in some {
+                    match some_target_groups(wire, std::slice::from_ref(one)).await {
+                        Ok(groups) => found.extend(groups),
+                        Err(fault) if fault.kind == Kind::NotFound => {}
+                        Err(fault) => return Err(fault),
+                    }
+                }
+            }
+            Err(fault) => return Err(fault),
         }
     }
     Ok(found)
+}
+
+async fn some_target_groups(wire: &Wire, arns: &[String]) -> Result<BTreeMap<String, TargetGroup>, Fault> {
+    let call = Call::DescribeTargetGroups;
+    let ask = || wire.balancing.describe_target_groups().set_target_group_arns(Some(arns.to_vec())).send();
+    let answer = wire.read(call, ask).await?;
+    let by_arn = |group: &TargetGroup| Some((group.target_group_arn()?.to_owned(), group.clone()));
+    answer.target_groups().iter().map(|group| by_arn(group).ok_or_else(|| Fault::odd(call, "an ARN"))).collect()
 }
 
 async fn routes(wire: &Wire, balancers: BTreeSet<String>) -> Result<Vec<Route>, Fault> {
@@ -246,6 +262,13 @@ pub(crate) fn with_weights(actions: &[Action], weights: &[(String, i32)]) -> Vec
     let mut kept: Vec<Action> = actions.to_vec();
     // The forwarding action, or the answering one, is always the last (the API's rule).
     kept.pop();
+    for action in &mut kept {
+        // What a login needs is never read back; without this it would be taken away.
+        if let Some(login) = &mut action.authenticate_oidc_config {
+            login.client_secret = None;
+            login.use_existing_client_secret = Some(true);
+        }
+    }
     kept.push(forward);
     kept
 }

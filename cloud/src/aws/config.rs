@@ -33,6 +33,8 @@ pub struct Patience {
     /// How long a snapshot may be handed out again. A poll of 500 groups takes 5 to 10 calls of a bucket that all tools of the
     /// account share; what this client changes makes it read anew at once.
     pub snapshot_reused_for: Duration,
+    /// How many times the usual pace calls are made: 1 for AWS, more for a test's server, which nobody shares.
+    pub pace: u32,
 }
 
 impl Default for Patience {
@@ -46,6 +48,7 @@ impl Default for Patience {
             look_every: Duration::from_secs(1),
             settle: Duration::from_secs(2),
             snapshot_reused_for: Duration::from_secs(15),
+            pace: 1,
         }
     }
 }

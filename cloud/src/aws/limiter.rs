@@ -9,6 +9,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use tokio::time::Instant;
 
 use super::calls::{Call, Service};
+use super::config::Patience;
 
 /// The longest that everybody waits after AWS said "too many", in first waits. With the usual second that is more than it takes
 /// AWS to refill its buckets.
@@ -87,9 +88,10 @@ impl Bucket {
 }
 
 impl Limiter {
-    pub(crate) fn of(bucket: Bucket, pause: Duration, seed: u64) -> Self {
+    pub(crate) fn of(bucket: Bucket, patience: &Patience, seed: u64) -> Self {
         let (per_s, burst) = bucket.pace();
-        Self::new(per_s, burst, pause, seed)
+        let times = f64::from(patience.pace.max(1));
+        Self::new(per_s * times, burst * times, patience.backoff, seed)
     }
 
     fn new(per_s: f64, burst: f64, pause: Duration, seed: u64) -> Self {

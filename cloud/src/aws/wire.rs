@@ -56,8 +56,7 @@ pub(crate) struct Wire {
 impl Wire {
     pub(crate) async fn new(config: &AwsConfig, region: &RegionName, gatekeeper: Gatekeeper) -> Self {
         let sdk = sdk_config(config, region).await;
-        let limiter =
-            |bucket: Bucket| (bucket, Limiter::of(bucket, config.patience.backoff, config.seed ^ bucket as u64));
+        let limiter = |bucket: Bucket| (bucket, Limiter::of(bucket, &config.patience, config.seed ^ bucket as u64));
         macro_rules! client {
             ($crate_name:ident) => {
                 $crate_name::Client::from_conf(

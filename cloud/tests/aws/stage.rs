@@ -33,6 +33,7 @@ fn impatient(snapshot_reused_for: Duration) -> Patience {
         look_every: ms(20),
         settle: ms(1),
         snapshot_reused_for,
+        pace: 1_000,
         ..Patience::default()
     }
 }

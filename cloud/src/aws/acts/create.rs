@@ -311,10 +311,17 @@ async fn target_group(
             .tags(tag(tags::INTENT, intent.id.as_str()))
             .send()
     };
-    // The name is the group's alone, and the same settings give the same target group: asking twice is harmless.
-    let answer = wire.change(call, Again::Harmless, ask).await?;
-    let arn = answer.target_groups().first().and_then(|group| group.target_group_arn());
-    let arn = arn.ok_or_else(|| Fault::odd(call, "the target group's ARN"))?.to_owned();
+    // The name is the group's alone: asking twice is harmless, and one that is there was made for this group before.
+    let arn = match wire.change(call, Again::Harmless, ask).await {
+        Ok(answer) => answer.target_groups().first().and_then(|group| group.target_group_arn()).map(str::to_owned),
+        Err(fault) if fault.kind == Kind::Exists => {
+            let ask = || wire.balancing.describe_target_groups().names(&name).send();
+            let answer = wire.read(Call::DescribeTargetGroups, ask).await?;
+            answer.target_groups().first().and_then(|group| group.target_group_arn()).map(str::to_owned)
+        }
+        Err(fault) => return Err(fault),
+    };
+    let arn = arn.ok_or_else(|| Fault::odd(call, "the target group's ARN"))?;
     made.target_group = Some(arn.clone());
     if let Model::Group(group) = model {
         copy_attributes(wire, group, &arn).await?;

@@ -128,12 +128,12 @@ async fn protections(stage: &Stage, group: &GroupName) {
 
     let tag = aws_sdk_ec2::types::Tag::builder().key("troop:spare").value("true").build();
     let other = stage.members(group).await.into_iter().find(|id| *id != victim).unwrap();
-    stage.ec2.create_tags().resources(other.as_str()).tags(tag).send().await.unwrap();
+    stage.ec2.create_tags().resources(other.as_str()).tags(tag.clone()).send().await.unwrap();
     let how = troop_policies::step::How::Crash;
     let kill = stage.intent(Step::Terminate { group: group.clone(), instance: other.clone(), kill: how });
     is_refused(&stage.perform(&kill).await, "troop:spare");
     assert!(stage.look(group).await.members[&other].spare);
-    stage.ec2.delete_tags().resources(other.as_str()).send().await.unwrap();
+    stage.ec2.delete_tags().resources(other.as_str()).tags(tag).send().await.unwrap();
     protect(false).await;
 }
 
