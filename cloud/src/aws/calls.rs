@@ -1,6 +1,6 @@
 //! Every API call that Troop may make, once: the service, whether it changes anything, and what for.
 //!
-//! No client sends a request that is not listed here ([`super::gatekeeper`] sees to it), and the IAM policy is made from this
+//! No client sends a request that is not listed here (the gatekeeper of this folder sees to it), and the IAM policy is made from this
 //! list ([`super::iam`]), so the policy cannot lag behind the code.
 
 use std::fmt;

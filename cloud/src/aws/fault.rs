@@ -161,6 +161,7 @@ const IDENTITY_CODES: [&str; 8] = [
 
 impl Fault {
     /// Reads what the SDK made of an answer, or of none.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the SDK may add ways to get no answer, and they mean the same")]
     pub fn of<E>(call: Call, error: &SdkError<E, HttpResponse>) -> Self
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,

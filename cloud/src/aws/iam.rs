@@ -104,14 +104,12 @@ fn changes() -> Vec<Value> {
 #[must_use]
 pub fn allowed(policy: &Value) -> Vec<String> {
     let statements = policy["Statement"].as_array().cloned().unwrap_or_default();
-    let mut actions = Vec::new();
-    for action in statements.iter().map(|statement| &statement["Action"]) {
-        match action {
-            Value::Array(several) => actions.extend(several.iter().filter_map(Value::as_str).map(str::to_owned)),
-            one => actions.extend(one.as_str().map(str::to_owned)),
-        }
-    }
-    actions
+    let of = |action: &Value| match action.as_array() {
+        Some(several) => several.clone(),
+        None => vec![action.clone()],
+    };
+    let all = statements.iter().flat_map(|statement| of(&statement["Action"]));
+    all.filter_map(|action| action.as_str().map(str::to_owned)).collect()
 }
 
 #[cfg(test)]

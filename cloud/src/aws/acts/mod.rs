@@ -165,7 +165,11 @@ async fn seen(place: &Place, intent: &Intent) -> Result<bool, Fault> {
         Step::Destroy { .. } => {
             group.is_none_or(|group| group.status().is_some_and(|status| status.contains("Delete")))
         }
-        step => step.seen_in(&snapshot.inventory).unwrap_or(false),
+        Step::Resize { .. } | Step::Flip { .. } | Step::Enable { .. } | Step::Disable { .. } => {
+            intent.step.seen_in(&snapshot.inventory).unwrap_or(false)
+        }
+        // Above, and never begun here.
+        Step::Terminate { .. } | Step::OverrideGroup { .. } | Step::CancelEntry { .. } | Step::Fault { .. } => false,
     })
 }
 
