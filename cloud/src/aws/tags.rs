@@ -1,6 +1,7 @@
 //! The tags that Troop writes and reads at AWS, and the names it gives to what it makes.
 
 use sha2::{Digest as _, Sha256};
+use troop_policies::inventory::TAG_MARK;
 use troop_policies::{AccountName, GroupName, RegionName};
 
 /// On a group that takes no new connections: when it was disabled and for how long it drains, `RFC3339 SECONDS`.
@@ -23,6 +24,9 @@ pub(crate) const JOURNAL: &str = "troop:journal";
 pub(crate) const APPVERSION: &str = "appversion";
 /// On an image: `required` where its instances serve only once they are UP in the registry.
 pub(crate) const REGISTRY: &str = "troop:registry";
+
+/// What Troop writes on a group: of one group only, and never copied to the next.
+pub(crate) const OWN: [&str; 6] = [TAG_MARK, DISABLED, DESTROYING, SUSPENDED, IMAGE, INTENT];
 
 /// The name of a group's own target group: at most 32 letters, digits and hyphens are allowed, so it is a digest, and the
 /// group's name is in a tag.

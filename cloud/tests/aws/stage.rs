@@ -10,7 +10,7 @@ use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_ec2::types::{RequestLaunchTemplateData, Tag};
 use aws_sdk_elasticloadbalancingv2::types::{
     Action, ActionTypeEnum, FixedResponseActionConfig, PathPatternConditionConfig, ProtocolEnum, RuleCondition,
-    Tag as RuleTag,
+    Tag as RuleTag, TargetDescription,
 };
 use jiff::{SignedDuration, Timestamp};
 use troop_cloud::Cloud as _;
@@ -94,6 +94,8 @@ impl Stage {
         let listener = balancing.create_listener().load_balancer_arn(&balancer).protocol(ProtocolEnum::Http).port(80);
         let listener = listener.default_actions(nobody()).send().await.unwrap();
         let listener = listener.listeners()[0].listener_arn().unwrap().to_owned();
+
+        tokio::spawn(register_members(aws_sdk_autoscaling::Client::new(&sdk), balancing.clone()));
 
         let first = FirstGroup {
             launch_template: template,
@@ -218,6 +220,29 @@ impl Stage {
             .build();
         let again = self.ec2.create_launch_template().launch_template_name(&name).launch_template_data(data);
         again.version_description(format!("{word} {at} {step}")).send().await.unwrap();
+    }
+}
+
+/// What AWS does by itself and moto forgets: whoever replaces a member that EC2 ended gets into its group's target groups.
+async fn register_members(scaling: aws_sdk_autoscaling::Client, balancing: aws_sdk_elasticloadbalancingv2::Client) {
+    // It ends with moto.
+    while let Ok(read) = scaling.describe_auto_scaling_groups().send().await {
+        for group in read.auto_scaling_groups() {
+            for arn in group.target_group_arns() {
+                let Ok(health) = balancing.describe_target_health().target_group_arn(arn).send().await else {
+                    continue;
+                };
+                let known: Vec<&str> =
+                    health.target_health_descriptions().iter().filter_map(|found| found.target()?.id()).collect();
+                for id in group.instances().iter().filter_map(|member| member.instance_id()) {
+                    if !known.contains(&id) {
+                        let target = TargetDescription::builder().id(id).build();
+                        let _late = balancing.register_targets().target_group_arn(arn).targets(target).send().await;
+                    }
+                }
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 

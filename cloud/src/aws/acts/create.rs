@@ -253,7 +253,7 @@ async fn make(
 }
 
 fn group_tags(intent: &Intent, new: &NewGroup) -> Vec<Tag> {
-    let asked = new.tags.iter().filter(|(key, _)| !key.starts_with("aws:"));
+    let asked = new.tags.iter().filter(|(key, _)| !key.starts_with("aws:") && !tags::OWN.contains(&key.as_str()));
     let mut all: Vec<Tag> = asked.map(|(key, value)| group_tag(&new.name, key, value, true)).collect();
     all.push(group_tag(&new.name, tags::IMAGE, new.image.as_str(), false));
     all.push(group_tag(&new.name, tags::INTENT, intent.id.as_str(), false));

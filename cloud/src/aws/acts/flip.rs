@@ -104,7 +104,9 @@ fn route<'a>(snapshot: &'a Snapshot, cluster: &ClusterName) -> Result<&'a Route,
             return Err(Stop::Refused(why));
         }
     };
-    if let Some((foreign, _)) = balancing::weights(&route.actions).into_iter().find(|(arn, _)| !arns.contains(*arn)) {
+    // One that gets nothing is what a creation left behind whose outcome nobody knew.
+    let leads = |(arn, weight): &(&str, i32)| *weight > 0 && !arns.contains(*arn);
+    if let Some((foreign, _)) = balancing::weights(&route.actions).into_iter().find(leads) {
         let why = format!("{} also leads to `{foreign}`, which is no group's of `{cluster}`", route.id.arn());
         return Err(Stop::Refused(why));
     }

@@ -30,7 +30,7 @@ async fn spared(stage: &Stage, group: &GroupName, rule: Rule, says: &str) {
 }
 
 fn edit(from: &'static str, to: &'static str) -> Fault {
-    Fault::Edit(Arc::new(move |text| text.replace(from, to)))
+    Fault::Edit(Arc::new(move |text: &str| text.replace(from, to)))
 }
 
 /// 12: Auto Scaling still shows what is gone.

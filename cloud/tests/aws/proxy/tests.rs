@@ -96,7 +96,9 @@ async fn what_fails_before_did_not_happen_and_what_fails_after_did() {
         (Fault::Hang, 0, false, str::is_empty),
         (Fault::Late(Duration::from_millis(100)), 1, true, |text| text.ends_with("</answer>")),
         (Fault::Late(Duration::from_secs(60)), 1, false, str::is_empty),
-        (Fault::Edit(Arc::new(|text| text.replace("answer", "reply"))), 1, true, |text| text.ends_with("</reply>")),
+        (Fault::Edit(Arc::new(|text: &str| text.replace("answer", "reply"))), 1, true, |text| {
+            text.ends_with("</reply>")
+        }),
         (Fault::Without("Id"), 1, true, |text| text.ends_with(">Action=Stop</answer>")),
     ];
     for (number, (fault, reached, ends, as_seen)) in rows.into_iter().enumerate() {
