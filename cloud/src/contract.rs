@@ -53,6 +53,20 @@ pub trait Subject: Send + Sync {
 
     /// Letters and digits that no earlier run against the same cloud has used.
     fn run_id(&self) -> String;
+
+    /// Makes what has to be there before a cluster's first group: at AWS a balancer's rule, which is not Troop's to make.
+    ///
+    /// # Errors
+    /// Why it could not be made.
+    async fn prepare(&self, _cluster: &ClusterName) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Whether members are spread over their group's zones. A double of AWS (moto) puts all of a group into its first zone,
+    /// so that the spread is not Troop's to show there; AWS itself spreads.
+    fn spreads_over_zones(&self) -> bool {
+        true
+    }
 }
 
 /// A part of the contract that was broken.
@@ -77,7 +91,10 @@ pub async fn run_all(subject: &dyn Subject) -> Vec<Failure> {
             $(
                 let desk = Desk::new(subject, stringify!($case));
                 let result = match desk {
-                    Ok(desk) => cases::$case(&desk).await,
+                    Ok(desk) => match subject.prepare(&desk.cluster).await {
+                        Ok(()) => cases::$case(&desk).await,
+                        Err(why) => Err(why),
+                    },
                     Err(why) => Err(why),
                 };
                 if let Err(why) = result {

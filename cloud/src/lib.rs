@@ -1,8 +1,9 @@
 //! A cloud in Troop's words: what it holds, and the few ways to change it.
 //!
-//! [`Cloud`] is implemented by [`local`], the embedded cloud of real processes, and later by `aws`. Both are held to
+//! [`Cloud`] is implemented by [`local`], the embedded cloud of real processes, and with the feature `aws` by `aws`. Both are held to
 //! the same contract tests ([`contract`]). Decisions are made elsewhere; nothing here chooses.
 
+pub mod aws;
 pub mod contract;
 pub mod local;
 

@@ -42,7 +42,7 @@ pub(crate) fn group(name: &str, ids: &[&str]) -> Group {
             port: 80,
             protected: false,
             spare: false,
-            target: Some(TargetHealth { healthy: true, checked_at: now(), reason: None }),
+            target: Some(TargetHealth::new(true, now(), None)),
         };
         (instance.id.clone(), instance)
     };
@@ -59,6 +59,7 @@ pub(crate) fn group(name: &str, ids: &[&str]) -> Group {
         in_rotation: true,
         registry_required: true,
         last_failed_launch: None,
+        hold: None,
         members: ids.iter().enumerate().map(instance).collect(),
     }
 }

@@ -87,10 +87,10 @@ pub fn whole(group: &Group, statuses: &BTreeMap<InstanceId, Status>, now: Timest
     Ok(())
 }
 
-/// The gate "group": whole, even over its zones, no launch failed within the hour.
+/// The gate "group": whole, even over its zones, not held by the cloud, no launch failed within the hour.
 ///
 /// # Errors
-/// [`Spared::NotWhole`], [`Spared::Uneven`] or [`Spared::FailedLaunch`].
+/// [`Spared::NotWhole`], [`Spared::Uneven`], [`Spared::HeldByCloud`] or [`Spared::FailedLaunch`].
 pub fn sound(group: &Group, statuses: &BTreeMap<InstanceId, Status>, now: Timestamp) -> Result<(), Spared> {
     let whole = if crate::sabotaged!("whole") { Ok(()) } else { whole(group, statuses, now) };
     whole.map_err(|why| Spared::NotWhole { group: group.name.clone(), why })?;
@@ -102,6 +102,9 @@ pub fn sound(group: &Group, statuses: &BTreeMap<InstanceId, Status>, now: Timest
     if most - least > MAX_ZONE_DIFFERENCE && !crate::sabotaged!("uneven") {
         let spread = zones.iter().map(|(z, n)| format!("{z} {n}")).collect::<Vec<_>>().join(", ");
         return Err(Spared::Uneven { group: group.name.clone(), spread });
+    }
+    if let Some(why) = &group.hold {
+        return Err(Spared::HeldByCloud { group: group.name.clone(), why: why.clone() });
     }
     if let Some(failed) = group.last_failed_launch {
         let minutes = now.as_second().saturating_sub(failed.as_second()) / 60;

@@ -47,6 +47,9 @@ pub struct Group {
     /// Whether the image's manifest says `registry = "required"`.
     pub registry_required: bool,
     pub last_failed_launch: Option<Timestamp>,
+    /// Why the cloud itself would not replace what is lost here, or replaces it already; nobody is hurt meanwhile.
+    #[serde(default)]
+    pub hold: Option<String>,
     /// Every member that is not gone yet, whatever its lifecycle.
     pub members: BTreeMap<InstanceId, Instance>,
 }
@@ -96,16 +99,28 @@ pub struct TargetHealth {
     pub checked_at: Timestamp,
     /// Why it is not healthy, in the balancer's words (`503`, `no answer within 1 s`).
     pub reason: Option<String>,
+    /// For how long after `checked_at` the verdict may be believed.
+    #[serde(default = "health_good_for_ms")]
+    pub good_for_ms: u32,
 }
 
-/// A health verdict older than this is unknown. Three checks, one a second.
-pub const HEALTH_MAX_AGE_MS: i64 = 3_000;
+/// How long a verdict is good for where the balancer checks once a second: three checks.
+pub const HEALTH_GOOD_FOR_MS: u32 = 3_000;
+
+fn health_good_for_ms() -> u32 {
+    HEALTH_GOOD_FOR_MS
+}
 
 impl TargetHealth {
+    /// The verdict of a balancer that checks once a second.
+    pub fn new(healthy: bool, checked_at: Timestamp, reason: Option<String>) -> Self {
+        Self { healthy, checked_at, reason, good_for_ms: HEALTH_GOOD_FOR_MS }
+    }
+
     /// Whether the verdict is healthy and young enough at `now` to be believed.
     pub fn is_good(&self, now: Timestamp) -> bool {
         let age_ms = now.as_millisecond().saturating_sub(self.checked_at.as_millisecond());
-        self.healthy && (age_ms <= HEALTH_MAX_AGE_MS || crate::sabotaged!("health_age"))
+        self.healthy && (age_ms <= i64::from(self.good_for_ms) || crate::sabotaged!("health_age"))
     }
 }
 

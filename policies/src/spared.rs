@@ -125,6 +125,8 @@ pub enum Spared {
     NotWhole { group: GroupName, why: String },
     #[error("`{group}` is uneven over its zones: {spread}")]
     Uneven { group: GroupName, spread: String },
+    #[error("the cloud holds `{group}`: {why}")]
+    HeldByCloud { group: GroupName, why: String },
     #[error("a launch of `{group}` failed {minutes} minutes ago; an hour must pass")]
     FailedLaunch { group: GroupName, minutes: i64 },
     #[error("`{group}` has {serving} serving, {open} of them already being ended, and must keep {floor}")]
@@ -160,7 +162,9 @@ impl Spared {
             | Self::StillHealing { .. }
             | Self::Unhealed { .. } => Gate::History,
             Self::DayCap { .. } | Self::UnhealedCap { .. } | Self::ZoneCap { .. } => Gate::Caps,
-            Self::NotWhole { .. } | Self::Uneven { .. } | Self::FailedLaunch { .. } => Gate::Group,
+            Self::NotWhole { .. } | Self::Uneven { .. } | Self::HeldByCloud { .. } | Self::FailedLaunch { .. } => {
+                Gate::Group
+            }
             Self::AtFloor { .. } => Gate::Floor,
             Self::NoInstance { .. } | Self::ThisInstance { .. } => Gate::Instance,
             Self::Unknown { what, .. } => match *what {

@@ -70,6 +70,7 @@ pub(crate) fn inventory(region: &str, groups: &[&str]) -> Inventory {
             in_rotation: true,
             registry_required: true,
             last_failed_launch: None,
+            hold: None,
             members: BTreeMap::new(),
         };
         (group.name.clone(), group)

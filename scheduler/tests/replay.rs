@@ -75,6 +75,7 @@ fn inventory(region: &str, team: &str) -> Inventory {
             in_rotation: true,
             registry_required: true,
             last_failed_launch: None,
+            hold: None,
             members: BTreeMap::new(),
         };
         (group.name.clone(), group)

@@ -202,7 +202,7 @@ pub(super) async fn a_group_is_kept_at_its_size(desk: &Desk<'_>) -> Checked {
     let zones = |g: &troop_policies::inventory::Group| {
         g.members.values().map(|i| i.zone.clone()).collect::<std::collections::BTreeSet<_>>().len()
     };
-    let zone_count = desk.inventory().await?.zones.len().min(3);
+    let zone_count = if desk.subject.spreads_over_zones() { desk.inventory().await?.zones.len().min(3) } else { 1 };
     same("zones of three instances", &zone_count, &zones(&desk.look(&group).await?))?;
     let victim = desk.look(&group).await?.members.into_keys().next().ok_or("no member")?;
     desk.done(Step::Terminate {

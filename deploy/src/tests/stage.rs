@@ -137,6 +137,7 @@ impl World {
             in_rotation: false,
             registry_required: true,
             last_failed_launch: None,
+            hold: None,
             members: BTreeMap::new(),
         };
         self.inventory.groups.insert(name.clone(), group);
@@ -186,7 +187,7 @@ impl World {
                 if *age >= self.boot_ticks || instance.lifecycle == Lifecycle::InService {
                     instance.lifecycle = Lifecycle::InService;
                     let reason = sick.then(|| "503".to_owned());
-                    instance.target = Some(TargetHealth { healthy: !sick, checked_at: self.now, reason });
+                    instance.target = Some(TargetHealth::new(!sick, self.now, reason));
                     let out = self.overrides.contains(&group.name);
                     self.statuses.insert(instance.id.clone(), if out { Status::OutOfService } else { Status::Up });
                 }

@@ -112,7 +112,7 @@ mod tests {
             port: 80,
             protected: false,
             spare: false,
-            target: Some(TargetHealth { healthy: true, checked_at: now(), reason: None }),
+            target: Some(TargetHealth::new(true, now(), None)),
         }
     }
 
@@ -135,6 +135,7 @@ mod tests {
             in_rotation: true,
             registry_required: true,
             last_failed_launch: None,
+            hold: None,
             members,
         };
         let inventory = Inventory {

@@ -64,6 +64,13 @@ fn one_more_in_a_zone_is_even_and_two_more_are_not() {
 }
 
 #[test]
+fn a_group_that_the_cloud_holds_is_spared_with_its_reason() {
+    let why = "Launch is suspended: what dies is not replaced".to_owned();
+    let held = Group { hold: Some(why.clone()), ..web() };
+    assert_eq!(sound(&held, &up([&held]), now()), Err(Spared::HeldByCloud { group: held.name.clone(), why }));
+}
+
+#[test]
 fn after_a_failed_launch_an_hour_must_pass() {
     for (seconds, minutes) in [(0, Some(0)), (3_599, Some(59)), (3_600, None), (7_200, None)] {
         let failed = Group { last_failed_launch: Some(seconds_ago(seconds)), ..web() };

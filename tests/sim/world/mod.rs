@@ -423,7 +423,7 @@ impl State {
         } else {
             (self.lives.get(id)?.healthy?, now)
         };
-        Some(TargetHealth { healthy, checked_at, reason: (!healthy).then(|| "503".to_owned()) })
+        Some(TargetHealth::new(healthy, checked_at, (!healthy).then(|| "503".to_owned())))
     }
 
     /// A group as somebody makes it by hand, whole in a while.
@@ -441,6 +441,7 @@ impl State {
             in_rotation: false,
             registry_required: true,
             last_failed_launch: None,
+            hold: None,
             members: BTreeMap::new(),
         };
         self.groups.insert(name.clone(), group);

@@ -123,7 +123,7 @@ impl Fleet {
                     port: 8_080,
                     protected: false,
                     spare: false,
-                    target: Some(TargetHealth { healthy: true, checked_at: now, reason: None }),
+                    target: Some(TargetHealth::new(true, now, None)),
                 };
                 Ok::<_, BadId>((id, instance))
             };
@@ -140,6 +140,7 @@ impl Fleet {
                 in_rotation: true,
                 registry_required: true,
                 last_failed_launch: None,
+                hold: None,
                 members: (next..next + members).map(member).collect::<Result<_, _>>()?,
             };
             next += members;

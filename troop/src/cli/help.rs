@@ -15,7 +15,7 @@ const GROUPS: [(&str, &[&str]); 6] = [
     ("Look", &["status", "ps", "agents", "logs", "curl", "images"]),
     ("Deploy", &["deploy", "rollback", "pushes"]),
     ("Policies, plans and what came of them", &["policy", "forecast", "plan", "explain", "history", "notify"]),
-    ("Safety", &["kill", "latency", "halt", "resume", "clear", "ledger"]),
+    ("Safety", &["kill", "latency", "halt", "resume", "clear", "ledger", "aws"]),
     ("Measure", &["bench"]),
 ];
 

@@ -4,6 +4,7 @@
 //! and the files in STATE. Nothing here decides what may be done; the control plane does, and says why.
 
 mod args;
+mod aws;
 mod bench;
 mod context;
 mod curl;
@@ -86,6 +87,8 @@ enum Command {
     #[command(subcommand)]
     Ledger(ledger::LedgerCommand),
     #[command(subcommand)]
+    Aws(aws::AwsCommand),
+    #[command(subcommand)]
     Bench(bench::BenchCommand),
 }
 
@@ -141,6 +144,7 @@ fn run(cli: Cli) -> Result<Code, CliError> {
         Command::Halt(args) => context::block_on(halt::halt(&cx, &args)),
         Command::Resume(args) => context::block_on(halt::resume(&cx, &args)),
         Command::Clear(args) => context::block_on(halt::clear(&cx, &args)),
+        Command::Aws(command) => aws::run(&command),
         Command::Ledger(command) => ledger::run(&cx, command),
         Command::Bench(command) => bench::run(command),
     }

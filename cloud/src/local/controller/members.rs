@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use troop_policies::inventory::HEALTH_MAX_AGE_MS;
+use troop_policies::inventory::HEALTH_GOOD_FOR_MS;
 use troop_policies::{GroupName, InstanceId};
 
 use super::{
@@ -189,7 +189,7 @@ impl Controller {
                 return None;
             }
             let fresh = |checked_at: jiff::Timestamp| {
-                now.at.as_millisecond().saturating_sub(checked_at.as_millisecond()) <= HEALTH_MAX_AGE_MS
+                now.at.as_millisecond().saturating_sub(checked_at.as_millisecond()) <= i64::from(HEALTH_GOOD_FOR_MS)
             };
             let too_long = if member.was_healthy {
                 member.unhealthy_since.is_some_and(|since| now.mono.saturating_sub(since) >= UNHEALTHY_MAX)

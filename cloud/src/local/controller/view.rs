@@ -64,6 +64,7 @@ impl Controller {
             in_rotation: saved.in_rotation,
             registry_required: package.is_none_or(|package| package.image.registry_required),
             last_failed_launch: saved.last_failed_launch,
+            hold: None,
             members: members.map(instance).collect(),
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use troop_policies::inventory::{HEALTH_MAX_AGE_MS, TargetHealth};
+use troop_policies::inventory::{HEALTH_GOOD_FOR_MS, TargetHealth};
 use troop_policies::{GroupName, InstanceId};
 
 use super::{Controller, Now};
@@ -11,7 +11,7 @@ use crate::Traffic;
 use crate::local::protocol::Verdict;
 
 /// A worker that has not reported for so long has no say: as long as a verdict is believed at all.
-const REPORT_MAX_AGE: Duration = Duration::from_millis(HEALTH_MAX_AGE_MS.unsigned_abs());
+const REPORT_MAX_AGE: Duration = Duration::from_millis(HEALTH_GOOD_FOR_MS as u64);
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Worker {
@@ -112,7 +112,7 @@ impl Controller {
                 member.unhealthy_since = Some(now.mono);
             }
             let Verdict { healthy, checked_at, reason } = worst.clone();
-            member.target = Some(TargetHealth { healthy, checked_at, reason });
+            member.target = Some(TargetHealth::new(healthy, checked_at, reason));
         }
     }
 

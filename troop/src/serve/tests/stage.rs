@@ -123,6 +123,7 @@ impl State {
                     in_rotation: false,
                     registry_required: true,
                     last_failed_launch: None,
+                    hold: None,
                     members: BTreeMap::new(),
                 };
                 if self.groups.insert(name.clone(), made).is_some() {
@@ -181,6 +182,7 @@ impl Fake {
             in_rotation: true,
             registry_required: true,
             last_failed_launch: None,
+            hold: None,
             members: BTreeMap::new(),
         };
         let mut state = fake.lock();
@@ -239,7 +241,7 @@ impl Cloud for Fake {
         let now = clock::real_now();
         let mut groups = state.groups.clone();
         for instance in groups.values_mut().flat_map(|g| g.members.values_mut()) {
-            instance.target = Some(TargetHealth { healthy: true, checked_at: now, reason: None });
+            instance.target = Some(TargetHealth::new(true, now, None));
         }
         Ok(Inventory { account: self.account.clone(), region: region.clone(), zones: zones(), read_at: now, groups })
     }

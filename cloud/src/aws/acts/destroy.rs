@@ -1,0 +1,135 @@
+//! The end of a group: its instances, then what was made for it and for nothing else.
+
+use jiff::Timestamp;
+use troop_policies::GroupName;
+
+use super::{Ended, Place, Stop, another_serves, settings, write_tag};
+use crate::aws::balancing::{self, Route};
+use crate::aws::calls::Call;
+use crate::aws::fault::{Fault, Kind};
+use crate::aws::images::template_of;
+use crate::aws::inventory::Snapshot;
+use crate::aws::wire::{Again, Wire};
+use crate::aws::{groups, tags};
+
+pub(super) async fn destroy(place: &Place, name: &GroupName) -> Ended {
+    let snapshot = place.read().await.map_err(Stop::unseen)?;
+    let no = |why: String| Err(Stop::Refused(why));
+    // One that was being destroyed when somebody stopped is destroyed again.
+    let (Some(group), Some(shown)) = (snapshot.groups.get(name), snapshot.inventory.groups.get(name)) else {
+        return no(format!("there is no group `{name}`"));
+    };
+    settings::may_be_emptied(&snapshot, name, "destroyed")?;
+    if shown.enabled && !shown.members.is_empty() {
+        return no(format!("`{name}` is enabled and has instances; disable it first"));
+    }
+    // Disabled between the group's enabling and now, it could be all that its cluster has.
+    if !shown.members.is_empty() && !another_serves(&snapshot, name) {
+        return no(format!("no other enabled group of `{name}`'s cluster serves; it must not be destroyed"));
+    }
+    if let Some(protection) = group.deletion_protection().filter(|protection| protection.as_str() != "none") {
+        return no(format!("`{name}` has the deletion protection `{protection}`"));
+    }
+    if let Some(until) = drains_until(groups::tag(group, tags::DISABLED))
+        && place.now() < until
+    {
+        return no(format!("`{name}` drains until {until}"));
+    }
+
+    let wire = &place.wire;
+    write_tag(wire, name, tags::DESTROYING, &place.now().to_string()).await.map_err(Stop::first_change)?;
+    let ask = || {
+        let request = wire.scaling.delete_auto_scaling_group().auto_scaling_group_name(name.as_str());
+        // Its members go with it. Without force, AWS refuses as long as one of them is there.
+        request.force_delete(true).send()
+    };
+    match wire.change(Call::DeleteAutoScalingGroup, Again::Harmless, ask).await {
+        Ok(_) => {}
+        // Asked a second time after the answer was lost.
+        Err(fault) if fault.kind == Kind::NotFound => {}
+        Err(fault) => return Err(Stop::half_way("it was marked as being destroyed", fault)),
+    }
+    let mut left = Vec::new();
+    if let Err(fault) = drop_target_group(place, &snapshot, name).await {
+        left.push(format!("its target group: {fault}"));
+    }
+    if let Err(fault) = drop_version(wire, group).await {
+        left.push(format!("its launch template's version: {fault}"));
+    }
+    let left = if left.is_empty() { String::new() } else { format!("; left behind, {}", left.join("; ")) };
+    Ok(format!("`{name}` is being destroyed{left}"))
+}
+
+/// When a group's drain is over, by its tag.
+fn drains_until(tag: Option<&str>) -> Option<Timestamp> {
+    let (since, seconds) = tag?.split_once(' ')?;
+    let since: Timestamp = since.parse().ok()?;
+    since.checked_add(jiff::SignedDuration::from_secs(seconds.parse().ok()?)).ok()
+}
+
+/// Takes the group's own target group out of its route, and deletes it.
+async fn drop_target_group(place: &Place, snapshot: &Snapshot, name: &GroupName) -> Result<(), Fault> {
+    let wire = &place.wire;
+    let own = tags::target_group_name(&place.account, &wire.region, name);
+    let all = snapshot.balancing.target_groups.values();
+    let mut named = all.filter(|group| group.target_group_name() == Some(own.as_str()));
+    let Some(arn) = named.find_map(|group| group.target_group_arn()) else { return Ok(()) };
+    let routes: Vec<&Route> = snapshot
+        .balancing
+        .routes
+        .iter()
+        .filter(|route| balancing::weights(&route.actions).iter().any(|(other, _)| *other == arn))
+        .collect();
+    for route in routes {
+        // As it is now: nothing compares before it sets.
+        let actions = balancing::reread(wire, &route.id).await?;
+        let weights = balancing::weights(&actions);
+        let without: Vec<(String, i32)> = weights
+            .iter()
+            .filter(|(other, _)| *other != arn)
+            .map(|(other, weight)| ((*other).to_owned(), *weight))
+            .collect();
+        let serves = weights.iter().any(|(other, weight)| *other == arn && *weight > 0);
+        if serves || without.is_empty() {
+            // A route must lead somewhere.
+            return Err(Fault::odd(Call::ModifyRule, "another target group in the route"));
+        }
+        balancing::write(wire, &route.id, balancing::with_weights(&actions, &without)).await?;
+    }
+    let ask = || wire.balancing.delete_target_group().target_group_arn(arn).send();
+    match wire.change(Call::DeleteTargetGroup, Again::Harmless, ask).await {
+        Err(fault) if fault.kind != Kind::NotFound => Err(fault),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+/// Deletes the version of the launch template that was made for the group.
+async fn drop_version(wire: &Wire, group: &aws_sdk_autoscaling::types::AutoScalingGroup) -> Result<(), Fault> {
+    let Some(intent) = groups::tag(group, tags::INTENT) else { return Ok(()) };
+    let from = template_of(group).and_then(|from| Some((from.launch_template_id()?, from.version()?)));
+    let Some((template, version)) = from else { return Ok(()) };
+    let ask = || wire.ec2.describe_launch_template_versions().launch_template_id(template).versions(version).send();
+    let read = wire.read(Call::DescribeLaunchTemplateVersions, ask).await?;
+    // The push's own, and not what somebody made the template's default since.
+    let ours = read
+        .launch_template_versions()
+        .first()
+        .is_some_and(|found| found.version_description() == Some(intent) && !found.default_version().unwrap_or(true));
+    if !ours {
+        return Ok(());
+    }
+    let ask = || wire.ec2.delete_launch_template_versions().launch_template_id(template).versions(version).send();
+    wire.change(Call::DeleteLaunchTemplateVersions, Again::Harmless, ask).await.map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drain_ends_when_its_tag_says() {
+        let until = drains_until(Some("2026-11-24T10:30:00Z 90"));
+        assert_eq!(until, Some("2026-11-24T10:31:30Z".parse().unwrap()));
+        assert_eq!((drains_until(None), drains_until(Some("by hand"))), (None, None));
+    }
+}

@@ -1,0 +1,120 @@
+//! Moving all traffic of a cluster to one of its groups: one call, read first, and read back.
+
+use std::collections::BTreeSet;
+
+use troop_policies::{ClusterName, GroupName};
+
+use super::{Ended, Place, Stop, group, settings};
+use crate::aws::balancing::{self, Route};
+use crate::aws::fault::Fault;
+use crate::aws::inventory::Snapshot;
+use crate::aws::tags;
+use crate::aws::wire::Wire;
+
+pub(super) async fn flip(place: &Place, cluster: &ClusterName, to: &GroupName) -> Ended {
+    if to.cluster() != cluster {
+        return Err(Stop::Refused(format!("`{to}` is no group of `{cluster}`")));
+    }
+    let snapshot = place.read().await.map_err(Stop::unseen)?;
+    let found = group(&snapshot, to)?;
+    let shown = snapshot.inventory.groups.get(to).ok_or_else(|| Stop::Refused(format!("there is no group `{to}`")))?;
+    if !shown.enabled {
+        return Err(Stop::Refused(format!("`{to}` is disabled; enable it first")));
+    }
+    if shown.healthy(snapshot.inventory.read_at).next().is_none() {
+        return Err(Stop::Refused(format!("`{to}` has no healthy target; flipping to it would serve nobody")));
+    }
+    let [target] = found.target_group_arns() else {
+        let count = found.target_group_arns().len();
+        return Err(Stop::Refused(format!(
+            "`{to}` has {count} target groups; it takes exactly one to flip by one call"
+        )));
+    };
+    let route = route(&snapshot, cluster)?;
+    let (id, now) = (&route.id, balancing::weights(&route.actions));
+    let wanted = balancing::all_to(&now, target);
+    let is_so = |weights: &[(&str, i32)]| {
+        weights.iter().all(|(arn, weight)| (*weight > 0) == (*arn == target.as_str()))
+            && weights.iter().any(|(arn, _)| *arn == target.as_str())
+    };
+    let wire = &place.wire;
+    let had_it: Vec<&GroupName> = snapshot
+        .inventory
+        .groups
+        .iter()
+        .filter(|(name, group)| name.cluster() == cluster && *name != to && group.in_rotation)
+        .map(|(name, _)| name)
+        .collect();
+    // What loses the traffic has to be able to take it back: from before the flip on nothing shrinks it.
+    for name in &had_it {
+        if let Err(fault) = settings::pause(wire, name).await {
+            return give_up(wire, &had_it, fault).await;
+        }
+    }
+    if !is_so(&now) {
+        let written = balancing::write(wire, id, balancing::with_weights(&route.actions, &wanted)).await;
+        if let Err(fault) = written {
+            return give_up(wire, &had_it, fault).await;
+        }
+        for look in 0..2 {
+            if look > 0 {
+                tokio::time::sleep(wire.patience.settle).await;
+            }
+            let read = balancing::reread(wire, id).await;
+            let actions = read.map_err(|fault| Stop::half_way("the weights were written", fault))?;
+            if !is_so(&balancing::weights(&actions)) {
+                let why = format!("the weights of `{cluster}` were written, and {} shows others", id.arn());
+                return Err(Stop::Unknown(why));
+            }
+        }
+    }
+    // It serves now; what was suspended while it was the way back goes on.
+    let resumed = settings::resume(wire, to).await;
+    let note = resumed.err().map(|fault| format!(" (what Troop suspended of `{to}` is still so: {fault})"));
+    Ok(format!("all traffic of `{cluster}` goes to `{to}`{}", note.unwrap_or_default()))
+}
+
+/// Takes back what came before a change that failed.
+async fn give_up(wire: &Wire, paused: &[&GroupName], fault: Fault) -> Ended {
+    if fault.may_have_happened() {
+        return Err(Stop::Unknown(fault.to_string()));
+    }
+    for name in paused {
+        settings::resume(wire, name).await.map_err(|f| Stop::half_way(&format!("AWS said no ({fault})"), f))?;
+    }
+    Err(Stop::Refused(fault.to_string()))
+}
+
+/// The one route that leads to the cluster, and to nothing else.
+fn route<'a>(snapshot: &'a Snapshot, cluster: &ClusterName) -> Result<&'a Route, Stop> {
+    let arns: BTreeSet<String> = target_groups(snapshot, cluster);
+    let route = match snapshot.balancing.routes_to(&arns).as_slice() {
+        [one] => *one,
+        [] => {
+            let why = format!(
+                "no rule of a balancer leads to `{cluster}`; tag one `{}` = `{cluster}` and name its balancer",
+                tags::CLUSTER
+            );
+            return Err(Stop::Refused(why));
+        }
+        several => {
+            let arns: Vec<&str> = several.iter().map(|route| route.id.arn()).collect();
+            let why =
+                format!("{} rules lead to `{cluster}`, and no one call flips them: {}", arns.len(), arns.join(", "));
+            return Err(Stop::Refused(why));
+        }
+    };
+    // One that gets nothing is what a creation left behind whose outcome nobody knew.
+    let leads = |(arn, weight): &(&str, i32)| *weight > 0 && !arns.contains(*arn);
+    if let Some((foreign, _)) = balancing::weights(&route.actions).into_iter().find(leads) {
+        let why = format!("{} also leads to `{foreign}`, which is no group's of `{cluster}`", route.id.arn());
+        return Err(Stop::Refused(why));
+    }
+    Ok(route)
+}
+
+/// The target groups of the cluster's groups.
+pub(super) fn target_groups(snapshot: &Snapshot, cluster: &ClusterName) -> BTreeSet<String> {
+    let groups = snapshot.groups.iter().filter(|(name, _)| name.cluster() == cluster);
+    groups.flat_map(|(_, group)| group.target_group_arns().iter().cloned()).collect()
+}

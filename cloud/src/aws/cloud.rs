@@ -1,0 +1,219 @@
+//! One account at AWS, as everyone else sees it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use tokio::time::Instant;
+use troop_policies::intent::{Intent, Outcome};
+use troop_policies::inventory::{Inventory, TAG_MARK};
+use troop_policies::leash::Permit;
+use troop_policies::step::Step;
+use troop_policies::{AccountName, ClusterName, GroupName, RegionName};
+
+use super::calls::Call;
+use super::config::{AwsConfig, Clock, RegionConfig};
+use super::fault::{Fault, Kind};
+use super::gatekeeper::{self, ACT_MAX, Gatekeeper};
+use super::inventory::{self, Memory, Snapshot};
+use super::wire::Wire;
+use super::{acts, images, traffic};
+use crate::{Cloud, CloudError, Image, Traffic};
+
+/// One account at AWS.
+#[derive(Debug)]
+pub struct AwsCloud {
+    config: AwsConfig,
+    regions: Vec<RegionName>,
+    places: BTreeMap<RegionName, Place>,
+    gatekeeper: Gatekeeper,
+}
+
+/// One region of the account.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) account: AccountName,
+    pub(crate) config: RegionConfig,
+    pub(crate) wire: Wire,
+    pub(crate) memory: Memory,
+    clock: Redacted,
+    /// The last picture that was read whole, and when. One read at a time: who comes meanwhile waits for it.
+    last: tokio::sync::Mutex<Option<(Arc<Snapshot>, Instant)>>,
+    pub(crate) swept_at: std::sync::Mutex<Option<Timestamp>>,
+    traffic: traffic::Counters,
+}
+
+/// The clock, which prints as nothing.
+#[derive(Clone)]
+struct Redacted(Clock);
+
+impl std::fmt::Debug for Redacted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a clock")
+    }
+}
+
+impl Place {
+    pub(crate) fn now(&self) -> Timestamp {
+        (self.clock.0)()
+    }
+
+    /// Reads the region anew.
+    pub(crate) async fn read(&self) -> Result<Arc<Snapshot>, Fault> {
+        let mut last = self.last.lock().await;
+        self.read_into(&mut last).await
+    }
+
+    /// The last picture where it is young enough, else a new one.
+    async fn look(&self) -> Result<Arc<Snapshot>, Fault> {
+        let mut last = self.last.lock().await;
+        if let Some((snapshot, at)) = &*last
+            && at.elapsed() < self.wire.patience.snapshot_reused_for
+        {
+            return Ok(snapshot.clone());
+        }
+        self.read_into(&mut last).await
+    }
+
+    async fn read_into(&self, last: &mut Option<(Arc<Snapshot>, Instant)>) -> Result<Arc<Snapshot>, Fault> {
+        // The picture is as old as its oldest part.
+        let (began, now) = (Instant::now(), self.now());
+        let read = inventory::read(&self.wire, &self.account, &self.config, &self.memory, now).await;
+        let snapshot = read.map_err(|mut fault| {
+            if let Some((old, _)) = &*last {
+                let age_s = now.duration_since(old.inventory.read_at).as_secs();
+                fault.message = format!("{} (the last whole picture is {age_s} s old)", fault.message);
+            }
+            fault
+        })?;
+        let snapshot = Arc::new(snapshot);
+        *last = Some((snapshot.clone(), began));
+        Ok(snapshot)
+    }
+
+    /// What was changed is to be seen by the next look.
+    pub(crate) async fn forget(&self) {
+        *self.last.lock().await = None;
+    }
+}
+
+impl AwsCloud {
+    /// Makes the clients. Asks AWS nothing yet, but a role is assumed at the first call.
+    pub async fn new(config: AwsConfig) -> Self {
+        let gatekeeper = Gatekeeper::new(config.clock.clone());
+        let mut places = BTreeMap::new();
+        for (name, region) in &config.regions {
+            let place = Place {
+                account: config.account.clone(),
+                config: region.clone(),
+                wire: Wire::new(&config, name, gatekeeper.clone()).await,
+                memory: Memory::default(),
+                clock: Redacted(config.clock.clone()),
+                last: tokio::sync::Mutex::default(),
+                swept_at: std::sync::Mutex::default(),
+                traffic: traffic::Counters::default(),
+            };
+            places.insert(name.clone(), place);
+        }
+        Self { regions: config.regions.keys().cloned().collect(), config, places, gatekeeper }
+    }
+
+    /// How many requests of each kind have left so far.
+    #[must_use]
+    pub fn calls_sent(&self) -> BTreeMap<Call, u64> {
+        self.gatekeeper.sent()
+    }
+
+    /// As whom AWS knows us: the ARN of a user or an assumed role.
+    ///
+    /// # Errors
+    /// [`CloudError`]: the credentials are not good, or AWS cannot be asked.
+    pub async fn identity(&self, region: &RegionName) -> Result<String, CloudError> {
+        let (wire, call) = (&self.place(region)?.wire, Call::GetCallerIdentity);
+        let answer = self.seen(wire.read(call, || wire.tokens.get_caller_identity().send()).await)?;
+        self.seen(answer.arn().map(str::to_owned).ok_or_else(|| Fault::odd(call, "an ARN")))
+    }
+
+    /// How many groups of a region have names that are none of Troop's, by the last whole picture.
+    pub async fn groups_skipped(&self, region: &RegionName) -> Option<usize> {
+        let last = self.places.get(region)?.last.lock().await;
+        last.as_ref().map(|(snapshot, _)| snapshot.skipped)
+    }
+
+    fn place(&self, region: &RegionName) -> Result<&Place, CloudError> {
+        self.places.get(region).ok_or_else(|| CloudError::Refused {
+            account: self.config.account.clone(),
+            why: format!("region `{region}` is not among those of the account's configuration"),
+        })
+    }
+
+    fn seen<T>(&self, read: Result<T, Fault>) -> Result<T, CloudError> {
+        read.map_err(|fault| fault.into_cloud_error(&self.config.account))
+    }
+}
+
+#[async_trait]
+impl Cloud for AwsCloud {
+    fn account(&self) -> &AccountName {
+        &self.config.account
+    }
+
+    fn regions(&self) -> &[RegionName] {
+        &self.regions
+    }
+
+    async fn inventory(&self, region: &RegionName) -> Result<Inventory, CloudError> {
+        let look = self.place(region)?.look().await;
+        Ok(self.seen(look)?.inventory.clone())
+    }
+
+    async fn images(&self, region: &RegionName) -> Result<Vec<Image>, CloudError> {
+        self.seen(images::own(&self.place(region)?.wire).await)
+    }
+
+    async fn traffic(
+        &self,
+        region: &RegionName,
+        cluster: &ClusterName,
+    ) -> Result<BTreeMap<GroupName, Traffic>, CloudError> {
+        let place = self.place(region)?;
+        let snapshot = self.seen(place.look().await)?;
+        self.seen(place.traffic.read(&place.wire, &snapshot, cluster, place.now()).await)
+    }
+
+    async fn perform(&self, intent: &Intent, permit: Permit<'_>, now: Timestamp) -> Outcome {
+        if let Err(e) = permit.check(&intent.step, now) {
+            return Outcome::refused(e.to_string());
+        }
+        match self.place(&intent.region) {
+            Err(e) => Outcome::refused(e.to_string()),
+            Ok(place) => acts::perform(place, intent).await,
+        }
+    }
+
+    async fn resolve(&self, intent: &Intent) -> Result<Outcome, CloudError> {
+        self.seen(acts::resolve(self.place(&intent.region)?, intent).await)
+    }
+
+    async fn mark(&self, intent: &Intent, mark: &str) -> Result<(), CloudError> {
+        let place = self.place(&intent.region)?;
+        let until = place.now().saturating_add(ACT_MAX);
+        let until = until.map_err(|e| CloudError::Refused { account: place.account.clone(), why: e.to_string() })?;
+        let group = intent.step.group();
+        let marking = acts::write_tag(&place.wire, group, TAG_MARK, mark);
+        let marked = gatekeeper::within(until, marking).await;
+        place.forget().await;
+        match marked {
+            // A destroyed group is gone with its tags.
+            Err(fault) if fault.kind == Kind::NotFound && matches!(intent.step, Step::Destroy { .. }) => Ok(()),
+            other => self.seen(other),
+        }
+    }
+
+    async fn import_image(&self, path: &Path) -> Result<Image, CloudError> {
+        let why = format!("images at AWS are baked, not imported: `{}` stays where it is", path.display());
+        Err(CloudError::Refused { account: self.config.account.clone(), why })
+    }
+}

@@ -1,0 +1,271 @@
+//! An account at moto with what an operator brings: subnets, an image, a launch template, a balancer with rules.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
+
+use aws_config::retry::RetryConfig;
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_sdk_ec2::types::{RequestLaunchTemplateData, Tag};
+use aws_sdk_elasticloadbalancingv2::types::{
+    Action, ActionTypeEnum, FixedResponseActionConfig, PathPatternConditionConfig, ProtocolEnum, RuleCondition,
+    Tag as RuleTag, TargetDescription,
+};
+use jiff::{SignedDuration, Timestamp};
+use troop_cloud::Cloud as _;
+use troop_cloud::aws::{AwsCloud, AwsConfig, Credentials, FirstGroup, Patience, RegionConfig};
+use troop_policies::intent::{Cause, Intent, Outcome};
+use troop_policies::inventory::{Group, Inventory};
+use troop_policies::leash::{Permit, Unleashed, Warrant};
+use troop_policies::step::{How, NewGroup, Size, Step};
+use troop_policies::{AccountName, ClusterName, GroupName, ImageId, InstanceId, IntentId, RegionName};
+
+use crate::moto::Moto;
+use crate::proxy::Proxy;
+
+/// Waits in tests are short; moto shows at once what was written.
+fn impatient(snapshot_reused_for: Duration) -> Patience {
+    let ms = Duration::from_millis;
+    Patience {
+        attempt: Duration::from_secs(2),
+        backoff: ms(20),
+        look_every: ms(20),
+        settle: ms(1),
+        snapshot_reused_for,
+        pace: 1_000,
+        ..Patience::default()
+    }
+}
+
+/// Everything that a test needs.
+pub(crate) struct Stage {
+    pub(crate) cloud: AwsCloud,
+    pub(crate) proxy: Proxy,
+    pub(crate) image: ImageId,
+    /// Straight to moto, past the proxy: what the operator and the world do.
+    pub(crate) ec2: aws_sdk_ec2::Client,
+    pub(crate) scaling: aws_sdk_autoscaling::Client,
+    pub(crate) balancing: aws_sdk_elasticloadbalancingv2::Client,
+    listener: String,
+    priority: AtomicI32,
+    intents: AtomicI32,
+    // Last: what talks to it ends first.
+    _moto: Moto,
+}
+
+pub(crate) fn region() -> RegionName {
+    RegionName::new("us-east-1").unwrap()
+}
+
+#[expect(clippy::disallowed_methods, reason = "signatures and permits are made by the real clock")]
+pub(crate) fn now() -> Timestamp {
+    Timestamp::now()
+}
+
+impl Stage {
+    pub(crate) async fn new() -> Self {
+        Self::with(Duration::ZERO).await
+    }
+
+    /// A stage whose cloud hands a picture out again for this long.
+    pub(crate) async fn with(snapshot_reused_for: Duration) -> Self {
+        let moto = Moto::start().await;
+        let proxy = Proxy::start(&moto.url).await;
+        let sdk = sdk(&moto.url);
+        let ec2 = aws_sdk_ec2::Client::new(&sdk);
+        let balancing = aws_sdk_elasticloadbalancingv2::Client::new(&sdk);
+
+        let subnets = ec2.describe_subnets().send().await.unwrap();
+        let subnets: Vec<String> = subnets.subnets().iter().map(|s| s.subnet_id().unwrap().to_owned()).collect();
+        let image = ec2.register_image().name("hello-1.0.0").send().await.unwrap();
+        let image = image.image_id().unwrap().to_owned();
+        let tag = |key: &str, value: &str| Tag::builder().key(key).value(value).build();
+        ec2.create_tags().resources(&image).tags(tag("appversion", "hello-1.0.0")).send().await.unwrap();
+        let data = RequestLaunchTemplateData::builder()
+            .image_id(&image)
+            .instance_type(aws_sdk_ec2::types::InstanceType::T3Micro)
+            .build();
+        let template = ec2.create_launch_template().launch_template_name("base").launch_template_data(data);
+        let template =
+            template.send().await.unwrap().launch_template().unwrap().launch_template_id().unwrap().to_owned();
+        let balancer = balancing.create_load_balancer().name("front").subnets(&subnets[0]).subnets(&subnets[1]);
+        let balancer = balancer.send().await.unwrap().load_balancers()[0].load_balancer_arn().unwrap().to_owned();
+        let listener = balancing.create_listener().load_balancer_arn(&balancer).protocol(ProtocolEnum::Http).port(80);
+        let listener = listener.default_actions(nobody()).send().await.unwrap();
+        let listener = listener.listeners()[0].listener_arn().unwrap().to_owned();
+
+        tokio::spawn(register_members(aws_sdk_autoscaling::Client::new(&sdk), balancing.clone()));
+
+        let first = FirstGroup {
+            launch_template: template,
+            subnets,
+            port: 7001,
+            health_path: "/healthcheck".to_owned(),
+            health_every_s: 5,
+            grace_s: 60,
+        };
+        let config = RegionConfig { load_balancers: vec![balancer], first: Some(first) };
+        let cloud = AwsCloud::new(AwsConfig {
+            account: AccountName::new("prod").unwrap(),
+            role_arn: None,
+            regions: BTreeMap::from([(region(), config)]),
+            credentials: keys(),
+            endpoint_url: Some(proxy.url.clone()),
+            patience: impatient(snapshot_reused_for),
+            seed: 1,
+            clock: Arc::new(now),
+        })
+        .await;
+        Self {
+            cloud,
+            proxy,
+            image: ImageId::new(image).unwrap(),
+            ec2,
+            scaling: aws_sdk_autoscaling::Client::new(&sdk),
+            balancing,
+            listener,
+            priority: AtomicI32::new(1),
+            intents: AtomicI32::new(0),
+            _moto: moto,
+        }
+    }
+
+    /// Makes the rule that leads to a cluster, as an operator would.
+    pub(crate) async fn route(&self, cluster: &ClusterName) {
+        let paths = PathPatternConditionConfig::builder().values(format!("/{cluster}/*")).build();
+        let condition = RuleCondition::builder().field("path-pattern").path_pattern_config(paths).build();
+        let tag = RuleTag::builder().key("troop:cluster").value(cluster.as_str()).build();
+        let rule = self.balancing.create_rule().listener_arn(&self.listener).conditions(condition).tags(tag);
+        let priority = self.priority.fetch_add(1, Ordering::Relaxed);
+        rule.priority(priority).actions(nobody()).send().await.unwrap();
+    }
+
+    pub(crate) fn intent(&self, step: Step) -> Intent {
+        let number = self.intents.fetch_add(1, Ordering::Relaxed);
+        Intent {
+            id: IntentId::new(format!("test.{number}")).unwrap(),
+            account: self.cloud.account().clone(),
+            region: region(),
+            step,
+            cause: Cause::Push { push: 1, actor: "a test".to_owned() },
+            at: now(),
+        }
+    }
+
+    pub(crate) async fn perform(&self, intent: &Intent) -> Outcome {
+        let unleashed = Unleashed::for_step(intent, Warrant::Push { halted_before_flip: false }, now()).unwrap();
+        self.cloud.perform(intent, Permit::Unleashed(&unleashed), now()).await
+    }
+
+    pub(crate) async fn done(&self, step: Step) -> Intent {
+        let intent = self.intent(step);
+        let outcome = self.perform(&intent).await;
+        assert!(outcome.is_done(), "`{}`: {outcome:?}", intent.step);
+        intent
+    }
+
+    pub(crate) async fn inventory(&self) -> Inventory {
+        self.cloud.inventory(&region()).await.unwrap()
+    }
+
+    pub(crate) async fn look(&self, name: &GroupName) -> Group {
+        self.inventory().await.groups.remove(name).unwrap()
+    }
+
+    pub(crate) async fn create(&self, name: &GroupName, size: u32) {
+        let group = NewGroup {
+            name: name.clone(),
+            image: self.image.clone(),
+            zones: self.inventory().await.zones,
+            tags: BTreeMap::from([("troop:team".to_owned(), "web".to_owned())]),
+            has_targets: true,
+        };
+        self.done(Step::CreateGroup { group }).await;
+        self.done(Step::Resize { group: name.clone(), size: Size::pinned(size) }).await;
+    }
+
+    /// A cluster whose v000 serves with `size` members.
+    pub(crate) async fn serving(&self, cluster: &str, size: u32) -> GroupName {
+        let cluster = ClusterName::new(cluster).unwrap();
+        self.route(&cluster).await;
+        let group = cluster.group(0);
+        self.create(&group, size).await;
+        self.done(Step::Flip { cluster, to: group.clone() }).await;
+        group
+    }
+
+    pub(crate) async fn members(&self, group: &GroupName) -> Vec<InstanceId> {
+        self.look(group).await.members.into_keys().collect()
+    }
+
+    pub(crate) async fn crash(&self, group: &GroupName) -> Intent {
+        let instance = self.members(group).await.remove(0);
+        self.intent(Step::Terminate { group: group.clone(), instance, kill: How::Crash })
+    }
+
+    /// Moves the beginning of an intent in the journal this far back, as if it had lain there for so long.
+    pub(crate) async fn age(&self, intent: &Intent, by: SignedDuration) {
+        let filter = aws_sdk_ec2::types::Filter::builder().name("tag:troop:intent").values(intent.id.as_str()).build();
+        let found = self.ec2.describe_launch_templates().filters(filter).send().await.unwrap();
+        let name = found.launch_templates()[0].launch_template_name().unwrap().to_owned();
+        let read = self.ec2.describe_launch_template_versions().launch_template_name(&name).send().await.unwrap();
+        let text = read.launch_template_versions()[0].version_description().unwrap().to_owned();
+        let [word, at, step] = text.split(' ').collect::<Vec<_>>()[..] else { panic!("{text}") };
+        let at = at.parse::<Timestamp>().unwrap().checked_sub(by).unwrap();
+        self.ec2.delete_launch_template().launch_template_name(&name).send().await.unwrap();
+        let data = read.launch_template_versions()[0].launch_template_data().unwrap().clone();
+        let data = RequestLaunchTemplateData::builder()
+            .set_instance_initiated_shutdown_behavior(data.instance_initiated_shutdown_behavior().cloned())
+            .build();
+        let again = self.ec2.create_launch_template().launch_template_name(&name).launch_template_data(data);
+        again.version_description(format!("{word} {at} {step}")).send().await.unwrap();
+    }
+}
+
+/// What AWS does by itself and moto forgets: whoever replaces a member that EC2 ended gets into its group's target groups.
+async fn register_members(scaling: aws_sdk_autoscaling::Client, balancing: aws_sdk_elasticloadbalancingv2::Client) {
+    // It ends with moto.
+    while let Ok(read) = scaling.describe_auto_scaling_groups().send().await {
+        for group in read.auto_scaling_groups() {
+            for arn in group.target_group_arns() {
+                let Ok(health) = balancing.describe_target_health().target_group_arn(arn).send().await else {
+                    continue;
+                };
+                let known: Vec<&str> =
+                    health.target_health_descriptions().iter().filter_map(|found| found.target()?.id()).collect();
+                for id in group.instances().iter().filter_map(|member| member.instance_id()) {
+                    if !known.contains(&id) {
+                        let target = TargetDescription::builder().id(id).build();
+                        let _late = balancing.register_targets().target_group_arn(arn).targets(target).send().await;
+                    }
+                }
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+pub(crate) fn keys() -> Credentials {
+    Credentials::Static { key_id: "AKIATESTTESTTEST".to_owned(), secret: "secret".to_owned() }
+}
+
+fn sdk(url: &str) -> SdkConfig {
+    use aws_smithy_http_client::{Builder, tls};
+    let ring = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring);
+    let keys = aws_credential_types::Credentials::new("AKIATESTTESTTEST", "secret", None, None, "tests");
+    SdkConfig::builder()
+        .behavior_version(BehaviorVersion::v2026_01_12())
+        .region(Region::new("us-east-1"))
+        .endpoint_url(url)
+        .http_client(Builder::new().tls_provider(ring).build_https())
+        .retry_config(RetryConfig::disabled())
+        .credentials_provider(aws_credential_types::provider::SharedCredentialsProvider::new(keys))
+        .build()
+}
+
+/// What a rule answers as long as no version of its cluster serves.
+fn nobody() -> Action {
+    let answer = FixedResponseActionConfig::builder().status_code("503").build();
+    Action::builder().r#type(ActionTypeEnum::FixedResponse).fixed_response_config(answer).build()
+}
