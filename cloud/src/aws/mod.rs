@@ -1,6 +1,6 @@
 //! Amazon's cloud: Auto Scaling groups, their EC2 instances, and the load balancers before them.
 //!
-//! [`AwsCloud`] keeps the contract of [`crate::Cloud`] with what AWS gives: `journal` makes an intent take effect once,
+//! `AwsCloud` keeps the contract of [`crate::Cloud`] with what AWS gives: `journal` makes an intent take effect once,
 //! `gatekeeper` lets no change out that no permitted act makes, `inventory` reads a region, `acts` changes it. Only this
 //! folder names a type of the SDK's. Without the feature `aws` there is only the list of calls, and the IAM policy made from it.
 
