@@ -25,7 +25,7 @@ use crate::moto::Moto;
 use crate::proxy::Proxy;
 
 /// How long an attempt may take where answers are held back on purpose: longer than a busy machine takes for one.
-const ATTEMPT_OF_FAULTS: Duration = Duration::from_secs(5);
+const ATTEMPT_OF_FAULTS: Duration = Duration::from_secs(3);
 
 /// Waits in tests are short; moto shows at once what was written.
 fn impatient(attempt: Duration, snapshot_reused_for: Duration) -> Patience {
