@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -121,7 +122,7 @@ impl Subject for OnMoto {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs python3 with moto"]
 async fn aws_keeps_the_contract_on_moto() {
-    let stage = Stage::new().await;
+    let stage = Stage::with(Duration::from_secs(30), Duration::ZERO).await;
     let failures = contract::run_all(&OnMoto { losing: Losing { stage, next: Mutex::default() } }).await;
     let failures: Vec<String> = failures.iter().map(ToString::to_string).collect();
     assert_eq!(failures, Vec::<String>::new());

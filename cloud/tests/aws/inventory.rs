@@ -13,7 +13,7 @@ use crate::stage::{Stage, region};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs python3 with moto"]
 async fn a_region_is_read_whole_in_the_fewest_calls_and_without_a_change() {
-    let stage = Stage::with(Duration::from_secs(60)).await;
+    let stage = Stage::with(Duration::from_secs(30), Duration::from_secs(60)).await;
     let groups = [stage.serving("shop-web", 3).await, stage.serving("shop-api", 2).await];
     // Not in play: nobody's team is on it. And one whose name says nothing to us.
     for name in ["legacy-db-v001", "no name of ours"] {

@@ -24,11 +24,14 @@ use troop_policies::{AccountName, ClusterName, GroupName, ImageId, InstanceId, I
 use crate::moto::Moto;
 use crate::proxy::Proxy;
 
+/// How long an attempt may take where answers are held back on purpose: longer than a busy machine takes for one.
+const ATTEMPT_OF_FAULTS: Duration = Duration::from_secs(3);
+
 /// Waits in tests are short; moto shows at once what was written.
-fn impatient(snapshot_reused_for: Duration) -> Patience {
+fn impatient(attempt: Duration, snapshot_reused_for: Duration) -> Patience {
     let ms = Duration::from_millis;
     Patience {
-        attempt: Duration::from_secs(2),
+        attempt,
         backoff: ms(20),
         look_every: ms(20),
         settle: ms(1),
@@ -64,12 +67,13 @@ pub(crate) fn now() -> Timestamp {
 }
 
 impl Stage {
+    /// A stage for faults.
     pub(crate) async fn new() -> Self {
-        Self::with(Duration::ZERO).await
+        Self::with(ATTEMPT_OF_FAULTS, Duration::ZERO).await
     }
 
-    /// A stage whose cloud hands a picture out again for this long.
-    pub(crate) async fn with(snapshot_reused_for: Duration) -> Self {
+    /// A stage whose cloud waits this long for an answer, and hands a picture out again for this long.
+    pub(crate) async fn with(attempt: Duration, snapshot_reused_for: Duration) -> Self {
         let moto = Moto::start().await;
         let proxy = Proxy::start(&moto.url).await;
         let sdk = sdk(&moto.url);
@@ -112,7 +116,7 @@ impl Stage {
             regions: BTreeMap::from([(region(), config)]),
             credentials: keys(),
             endpoint_url: Some(proxy.url.clone()),
-            patience: impatient(snapshot_reused_for),
+            patience: impatient(attempt, snapshot_reused_for),
             seed: 1,
             clock: Arc::new(now),
         })
