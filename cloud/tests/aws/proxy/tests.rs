@@ -82,7 +82,9 @@ async fn a_rule_hits_what_it_names_after_those_it_skips_as_often_as_it_says() {
 #[tokio::test]
 async fn what_fails_before_did_not_happen_and_what_fails_after_did() {
     let half = |text: &str| text.contains("200") && text.contains("<answer") && !text.contains("</answer>");
-    let rows: Vec<(Fault, u32, bool, fn(&str) -> bool)> = vec![
+    /// The fault, how often the request reaches whom it is for, whether the answer ends, and what it says.
+    type Row = (Fault, u32, bool, fn(&str) -> bool);
+    let rows: Vec<Row> = vec![
         (Fault::Answer(When::Before, 500, "no".to_owned()), 0, true, |text| {
             text.contains("500") && text.ends_with("no")
         }),
