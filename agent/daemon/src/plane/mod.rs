@@ -163,3 +163,9 @@ pub trait Plane: Send + fmt::Debug {
     /// [`PlaneError`].
     fn seen(&mut self, lease: &LeaseId) -> Result<Seen, PlaneError>;
 }
+
+/// 32 bits of a lease's name (FNV-1a), for names of devices, which are at most 15 bytes.
+fn fingerprint(lease: &LeaseId) -> u32 {
+    let mix = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+    lease.to_string().bytes().fold(0x811c_9dc5, mix)
+}

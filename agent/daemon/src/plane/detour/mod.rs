@@ -16,13 +16,17 @@ pub(super) use self::line::Line;
 pub(super) use self::port::{Port, Sink, Source};
 
 use std::io;
+use std::time::Duration;
 
+use nix::errno::Errno;
 use troop_agent_core::fault::{BadTarget, Cidr, Fault, OffLimits, Selectors, Target};
 use troop_agent_core::lease::LeaseId;
 use troop_agent_core::shaper::{self, Bound};
 
-use super::{PlaneError, Seen};
+use super::{PlaneError, Seen, fingerprint};
+use crate::clock;
 use crate::netlink::{Netlink, NetlinkError};
+use crate::nft::{Batch, Nft};
 use crate::packet::Way;
 use crate::undo::{Journal, Report};
 
@@ -30,6 +34,10 @@ use crate::undo::{Journal, Report};
 pub(super) const HELD_MAX_BYTES: usize = 64 << 20;
 /// Threads of one fault. In the forward plane each has 24 MB of rings besides.
 pub(super) const LINES_MAX: usize = 8;
+/// Longest wait for packets that left their way just before the fault ended.
+const DRAIN_MAX: Duration = Duration::from_millis(50);
+/// How often it is looked whether they have come.
+const DRAIN_LOOK: Duration = Duration::from_micros(200);
 
 /// What a line does for a fault.
 ///
@@ -53,6 +61,37 @@ pub(super) fn retargeted(target: &Target, peers: &[Cidr]) -> Result<Option<Targe
     match peers {
         [] => Ok(None),
         peers => with_peers(target, peers).map(Some).map_err(|error| error.to_string()),
+    }
+}
+
+/// The name of a fault's table.
+pub(super) fn table_of(lease: &LeaseId) -> String {
+    format!("troop-{:08x}", fingerprint(lease))
+}
+
+/// Takes a table down. One that is gone already is down.
+///
+/// # Errors
+/// [`PlaneError::Kernel`].
+pub(super) fn take_down(nft: &mut Nft, batch: Batch, doing: &str) -> Result<(), PlaneError> {
+    match nft.commit(batch) {
+        Err(error) if error.errno() != Some(Errno::ENOENT as i32) => Err(kernel(doing)(error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Waits until all that took the detour has come and left; the table is gone already. `None`: nobody can say any more.
+pub(super) fn await_rest(mut is_done: impl FnMut() -> Option<bool>) {
+    let until = clock::now().after(DRAIN_MAX);
+    let mut was_done = false;
+    while clock::now() < until {
+        let Some(done) = is_done() else { return };
+        // Twice: another processor may have been within the table when it went.
+        if done && was_done {
+            return;
+        }
+        was_done = done;
+        std::thread::sleep(DRAIN_LOOK);
     }
 }
 
@@ -90,12 +129,6 @@ pub(super) fn together(all: Seen, one: Seen) -> Seen {
         held_for: all.held_for.max(one.held_for),
         full: all.full || one.full,
     }
-}
-
-/// 32 bits of a lease's name (FNV-1a), for names of devices, which are at most 15 bytes.
-pub(super) fn fingerprint(lease: &LeaseId) -> u32 {
-    let mix = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
-    lease.to_string().bytes().fold(0x811c_9dc5, mix)
 }
 
 fn seed() -> io::Result<u64> {

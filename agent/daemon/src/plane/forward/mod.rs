@@ -32,19 +32,14 @@ use troop_agent_core::moment::Moment;
 use self::port::Pair;
 use self::table::Detour;
 use super::detour::links::{self, Known};
-use super::detour::{self, Budget, HELD_MAX_BYTES, LINES_MAX, Line, fingerprint, kernel, mark, system, together};
-use super::{Backing, By, Device, Order, Plane, PlaneError, Seen, concern};
+use super::detour::{self, Budget, HELD_MAX_BYTES, LINES_MAX, Line, kernel, mark, system, together};
+use super::{Backing, By, Device, Order, Plane, PlaneError, Seen, concern, fingerprint};
 use crate::clock;
 use crate::netlink::Netlink;
 use crate::nft::{Batch, Nft};
 use crate::packet::Way;
 use crate::sys::{self, Rings, Sender};
-use crate::undo::{Change, Journal, Report};
-
-/// Longest wait for packets that left their way just before the fault ended.
-const DRAIN_MAX: Duration = Duration::from_millis(50);
-/// How often it is looked whether they have come.
-const DRAIN_LOOK: Duration = Duration::from_micros(200);
+use crate::undo::{Change, Journal};
 
 /// See the module.
 #[derive(Debug)]
@@ -179,7 +174,7 @@ impl Plane for ForwardPlane {
         }
         let until = clock::now().after(order.ttl.get());
         let mut roads = Vec::new();
-        let table = format!("troop-{:08x}", fingerprint(&order.lease));
+        let table = detour::table_of(&order.lease);
         let done = self
             .prepare(order, journal, &mut roads)
             .and_then(|()| self.put_up(&table, &order.fault.target, &roads, until));
@@ -188,7 +183,7 @@ impl Plane for ForwardPlane {
             drop(self.nft.commit(table::take_down(&table, &order.fault.target)));
             drop(roads);
             // The first error is the one to tell; what could not be undone stays in the journal.
-            drop(journal.undo(&order.lease.to_string(), &mut self.net, &mut Report::default()));
+            drop(detour::undo(&order.lease, journal, &mut self.net));
             return Err(error);
         }
         self.faults.insert(order.lease.clone(), Up { table, target: order.fault.target.clone(), roads });
@@ -222,11 +217,7 @@ impl Plane for ForwardPlane {
     fn heal(&mut self, lease: &LeaseId, journal: &mut Journal) -> Result<(), PlaneError> {
         let up = self.up(lease)?;
         let batch = table::take_down(&up.table, &up.target);
-        match self.nft.commit(batch) {
-            Ok(()) => {}
-            Err(error) if error.errno() == Some(nix::errno::Errno::ENOENT as i32) => {}
-            Err(error) => return Err(kernel("take the filter down")(error)),
-        }
+        detour::take_down(&mut self.nft, batch, "take the filter down")?;
         if let Some(up) = self.faults.remove(lease) {
             up.roads.iter().for_each(|road| road.line.let_go());
             up.roads.iter().for_each(|road| await_rest(&mut self.net, road));
@@ -263,22 +254,12 @@ impl Road {
     }
 }
 
-/// Waits until all that went into the pair has come out of it and left; the filter is gone already.
+/// Waits until all that went into the pair has come out of it and left.
 fn await_rest(net: &mut Netlink, road: &Road) {
-    let until = clock::now().after(DRAIN_MAX);
-    let mut was_done = false;
-    while clock::now() < until {
-        let (Ok(Known { sent_packets, .. }), Some(told)) = (links::find(net, &road.pair[0]), road.line.ask()) else {
-            return;
-        };
-        let done = told.is_idle && told.came >= sent_packets;
-        // Twice: another processor may have been within the filter when it went.
-        if done && was_done {
-            return;
-        }
-        was_done = done;
-        std::thread::sleep(DRAIN_LOOK);
-    }
+    detour::await_rest(|| {
+        let Known { sent_packets, .. } = links::find(net, &road.pair[0]).ok()?;
+        road.line.ask().map(|told| told.is_idle && told.came >= sent_packets)
+    });
 }
 
 fn ways(direction: Direction) -> Vec<Way> {

@@ -29,7 +29,7 @@ use troop_agent_core::fault::{Cidr, Fault, Loss, Parts, Share};
 use troop_agent_core::lease::{LeaseId, Ttl};
 use troop_agent_core::netem::{Line, Options, Write};
 
-use super::{Backing, By, Order, Plane, PlaneError, Seen};
+use super::{Backing, By, Order, Plane, PlaneError, Seen, fingerprint};
 use crate::netlink::{Netlink, NetlinkError};
 use crate::nft::Nft;
 use crate::undo::{Change, Journal, Report};
@@ -111,7 +111,7 @@ impl Kernel {
     }
 
     fn make_lane(&mut self, order: &Order, way: char, journal: &mut Journal) -> Result<Lane, PlaneError> {
-        let name = format!("troop-{:08x}{way}", number_of(&order.lease));
+        let name = format!("troop-{:08x}{way}", fingerprint(&order.lease));
         let kernel = |doing: &str| {
             let doing = format!("{doing} {name}");
             move |source| PlaneError::Kernel { doing, source }
@@ -333,11 +333,6 @@ fn drain(parts: &Parts) -> Duration {
     delay + rate + HEAL_WAITS
 }
 
-/// A number for a lease, by FNV-1a (Fowler, Noll, Vo): names of devices have 15 letters, those of leases 64.
-fn number_of(lease: &LeaseId) -> u32 {
-    lease.to_string().bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
-}
-
 fn free_slot(faults: &BTreeMap<LeaseId, Up>) -> Slot {
     let taken = |slot: &Slot| faults.values().any(|up| matches!(&up.path, Path::Filters(used) if used == slot));
     // There are at most LEASES_MAX faults, so one of the first numbers is free.
@@ -351,7 +346,7 @@ mod tests {
     #[test]
     fn lanes_have_names_that_a_device_can_have() {
         let lease = LeaseId::new(&"x".repeat(64)).unwrap();
-        let name = format!("troop-{:08x}e", number_of(&lease));
+        let name = format!("troop-{:08x}e", fingerprint(&lease));
         assert!(name.len() <= 15, "{name}");
     }
 

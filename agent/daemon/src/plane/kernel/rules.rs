@@ -63,7 +63,7 @@ impl Table {
         concern::new_sets(&mut batch, name, selectors);
         for (way, lane) in lanes.directions() {
             batch.new_chain(name, Chain { name: word(way), at: None });
-            for rule in rules(&order.fault, way, lane, super::number_of(&order.lease)) {
+            for rule in rules(&order.fault, way, lane, crate::plane::fingerprint(&order.lease)) {
                 batch.new_rule(name, word(way), rule);
             }
             for device in &order.devices {

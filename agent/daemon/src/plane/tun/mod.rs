@@ -39,10 +39,8 @@ use troop_agent_core::moment::Moment;
 
 use self::queue::{Out, Queue};
 use self::table::Lead;
-use super::detour::{
-    self, Budget, HELD_MAX_BYTES, LINES_MAX, Line, fingerprint, kernel, links, mark, system, together,
-};
-use super::{Backing, By, Device, Order, Plane, PlaneError, Seen};
+use super::detour::{self, Budget, HELD_MAX_BYTES, LINES_MAX, Line, kernel, links, mark, system, together};
+use super::{Backing, By, Device, Order, Plane, PlaneError, Seen, fingerprint};
 use crate::clock;
 use crate::netlink::{Netlink, NetlinkError};
 use crate::nft::{Batch, Nft};
@@ -57,10 +55,6 @@ const WAITING_MAX: u32 = 16_384;
 const MTU_MAX: u32 = 65_535;
 /// Queues of one TUN: each is a thread, and no host is to give more processors to a fault.
 const QUEUES_MAX: usize = 4;
-/// Longest wait for packets that left their way just before the fault ended.
-const DRAIN_MAX: Duration = Duration::from_millis(50);
-/// How often it is looked whether they have come.
-const DRAIN_LOOK: Duration = Duration::from_micros(200);
 
 /// See the module.
 #[derive(Debug)]
@@ -220,7 +214,7 @@ impl Plane for TunPlane {
         }
         let until = clock::now().after(order.ttl.get());
         let mut roads = Vec::new();
-        let table = format!("troop-{:08x}", fingerprint(&order.lease));
+        let table = detour::table_of(&order.lease);
         let done =
             self.prepare(order, journal, &mut roads).and_then(|()| self.put_up(order, &table, &roads, until, journal));
         if let Err(error) = done {
@@ -257,15 +251,12 @@ impl Plane for TunPlane {
     }
 
     fn heal(&mut self, lease: &LeaseId, journal: &mut Journal) -> Result<(), PlaneError> {
-        let table = self.up(lease)?.table.clone();
-        match self.nft.commit(table::take_down(&table)) {
-            Ok(()) => {}
-            Err(error) if error.errno() == Some(Errno::ENOENT as i32) => {}
-            Err(error) => return Err(kernel("take the table down")(error)),
-        }
+        let batch = table::take_down(&self.up(lease)?.table);
+        detour::take_down(&mut self.nft, batch, "take the table down")?;
         if let Some(up) = self.faults.remove(lease) {
             up.lines().for_each(Line::let_go);
-            up.lines().for_each(await_rest);
+            let is_idle = |line: &Line| line.ask().map(|told| told.is_idle);
+            up.lines().for_each(|line| detour::await_rest(|| is_idle(line)));
             for road in up.roads {
                 road.lines.into_iter().for_each(Line::finish);
                 // The journal says so as well, unless somebody who took this process for dead has emptied it.
@@ -317,21 +308,6 @@ fn set_up(net: &mut Netlink, tun: &str) -> Result<u32, NetlinkError> {
     drop(std::fs::write(format!("/proc/sys/net/ipv6/conf/{tun}/disable_ipv6"), "0"));
     links::set_up(net, index)?;
     Ok(index)
-}
-
-/// Waits until all that was led to a line has come to it and left; the table is gone already.
-fn await_rest(line: &Line) {
-    let until = clock::now().after(DRAIN_MAX);
-    let mut was_done = false;
-    while clock::now() < until {
-        let Some(told) = line.ask() else { return };
-        // Twice: another processor may have been within the table when it went.
-        if told.is_idle && was_done {
-            return;
-        }
-        was_done = told.is_idle;
-        std::thread::sleep(DRAIN_LOOK);
-    }
 }
 
 fn has_ipv6(device: &str) -> bool {
