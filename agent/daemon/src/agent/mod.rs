@@ -176,13 +176,12 @@ pub async fn run(setup: Setup) -> Result<(), AgentError> {
                     let alive = sender.send(&FromAgent::Hello(hello));
                     agent.connected(alive.then_some(sender), ends);
                 }
-                Some(Event::Message(message)) => {
-                    if matches!(message, ToAgent::Welcome { .. }) {
-                        tracing::info!("the control plane has received this agent");
-                        trouble = None;
-                    }
-                    hear(&mut agent, message);
+                Some(Event::Message(ToAgent::Welcome { .. })) => {
+                    tracing::info!("the control plane has received this agent");
+                    trouble = None;
+                    agent.tell_everything();
                 }
+                Some(Event::Message(message)) => hear(&mut agent, message),
                 Some(Event::Down(why)) => {
                     let why = Some(chain(&why));
                     if trouble != why {
@@ -218,9 +217,6 @@ fn hello(setup: &Setup, agent: &Agent, capabilities: &Capabilities) -> Hello {
 }
 
 fn hear(agent: &mut Agent, message: ToAgent) {
-    if matches!(message, ToAgent::Welcome { .. }) {
-        return agent.tell_everything();
-    }
     match message.ordered() {
         Ok(Some(ordered)) => agent.handle(ordered),
         Ok(None) => {}
