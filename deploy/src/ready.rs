@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use troop_policies::inventory::{Group, Instance, Inventory, Lifecycle};
+use troop_policies::inventory::{Group, Inventory, Lifecycle};
 use troop_policies::registry_view::Status;
 use troop_policies::situation::OpenAct;
 use troop_policies::{GroupName, ImageId, InstanceId, ZoneName, guard};
@@ -43,10 +43,10 @@ pub fn checks(
         return vec![Check { name: "count", result: Err(format!("{} does not exist", wanted.group)) }];
     };
     let lost = lost_to_acts(wanted, group);
-    let hurt = |i: &Instance| wanted.open.iter().any(|act| act.instance == i.id);
+    let hurt = guard::hurt(wanted.open);
     let need = wanted.count.saturating_sub(lost).max(1);
     let need = if troop_policies::sabotaged!("ready_count") { 1 } else { need };
-    let members = || group.members.values().filter(|i| !hurt(i));
+    let members = || group.members.values().filter(|i| !hurt.contains(&i.id));
     let in_service = || members().filter(|i| i.lifecycle == Lifecycle::InService);
     let enough = |what: &str, have: u32| {
         if have >= need { Ok(format!("{have} of {need} {what}")) } else { Err(format!("{have} of {need} {what}")) }
@@ -60,7 +60,7 @@ pub fn checks(
             enough("registered UP", count(up))
         }
     };
-    let healthy = || match group.healthy(now).filter(|i| !hurt(i)).count() {
+    let healthy = || match group.healthy(now).filter(|i| !hurt.contains(&i.id)).count() {
         _ if troop_policies::sabotaged!("health") => Ok("not asked".to_owned()),
         have => enough("healthy", count(have)),
     };

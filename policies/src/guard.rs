@@ -65,7 +65,8 @@ pub fn unhurt(group: &Group, statuses: &BTreeMap<InstanceId, Status>, open: &[Op
     count(serving(group, statuses, now).into_keys().filter(|id| !hurt.contains(id)).count())
 }
 
-fn hurt(open: &[OpenAct]) -> BTreeSet<&InstanceId> {
+/// Whom these acts hurt.
+pub fn hurt(open: &[OpenAct]) -> BTreeSet<&InstanceId> {
     open.iter().map(|act| &act.instance).collect()
 }
 
