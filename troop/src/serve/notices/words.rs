@@ -4,9 +4,9 @@ use jiff::Timestamp;
 use serde_json::Value;
 use troop_agent_core::protocol::{Measured, Story};
 use troop_ledger::{Event, LedgerError};
+use troop_policies::TeamName;
 use troop_policies::intent::{Intent, Outcome};
 use troop_policies::plan::{DayPlan, PlanEntry, PlanVerdict};
-use troop_policies::{IntentId, TeamName};
 
 use crate::records::{IntentBody, Record};
 use crate::serve::core::Core;
@@ -92,38 +92,17 @@ pub(super) fn plan_day(notice: &Notice) -> Option<jiff::civil::Date> {
 }
 
 async fn around(core: &Core, record: &Record) -> Result<Around, LedgerError> {
-    let of: Option<&IntentId> = match record {
-        Record::Healed { intent, .. } | Record::NotHealed { intent, .. } | Record::FaultEnded { intent, .. } => {
-            Some(intent)
-        }
-        Record::PlanMade { day, team, .. } | Record::PlanJoined { day, team, .. } => {
-            let stored = core.ledger.plan(&day.to_string(), team.as_str()).await?;
-            let plan = stored.and_then(|stored| serde_json::from_value(stored.body).ok());
-            return Ok(Around { plan, intent: None });
-        }
-        Record::DayKeyPublished { .. }
-        | Record::Intended { .. }
-        | Record::Settled { .. }
-        | Record::SparedAtAct { .. }
-        | Record::WouldHave { .. }
-        | Record::Halted { .. }
-        | Record::Resumed { .. }
-        | Record::Cleared { .. }
-        | Record::PolicyTaken { .. }
-        | Record::PolicyBad { .. }
-        | Record::PushStarted { .. }
-        | Record::PushMoved { .. }
-        | Record::PushEnded { .. }
-        | Record::RollbackRequested { .. }
-        | Record::SmallerInventoryAccepted { .. }
-        | Record::ClockJumped { .. }
-        | Record::NoticeFailed { .. }
-        | Record::Adopted { .. } => None,
-    };
-    let Some(id) = of else { return Ok(Around::default()) };
-    let row = core.ledger.intent(id.as_str()).await?;
-    let intent = row.and_then(|row| serde_json::from_value::<IntentBody>(row.body).ok()).map(|body| body.intent);
-    Ok(Around { intent, plan: None })
+    let mut around = Around::default();
+    if let Record::PlanMade { day, team, .. } | Record::PlanJoined { day, team, .. } = record {
+        let stored = core.ledger.plan(&day.to_string(), team.as_str()).await?;
+        around.plan = stored.and_then(|stored| serde_json::from_value(stored.body).ok());
+    }
+    if let Record::Healed { intent, .. } | Record::NotHealed { intent, .. } | Record::FaultEnded { intent, .. } = record
+    {
+        let row = core.ledger.intent(intent.as_str()).await?;
+        around.intent = row.and_then(|row| serde_json::from_value::<IntentBody>(row.body).ok()).map(|body| body.intent);
+    }
+    Ok(around)
 }
 
 fn text(record: &Record, around: &Around) -> Option<String> {
