@@ -126,26 +126,29 @@ fn about<'a>(core: &Core, wanted: &'a Wanted, harm: Harm<'_>, now: Timestamp) ->
 
 /// Asks every gate on a fresh look, and returns the look with the answers.
 pub async fn ask(core: &Core, wanted: &Wanted) -> (Look, Verdict) {
-    ask_about(core, wanted, wanted.harm()).await
+    let seen = look_for(core, wanted).await;
+    let verdict = ask_about(core, wanted, wanted.harm(), &seen).await;
+    (seen, verdict)
 }
 
-/// The same about another harm than the one that is wanted: for whoever only explains.
-pub async fn ask_about(core: &Core, wanted: &Wanted, harm: Harm<'_>) -> (Look, Verdict) {
+/// A fresh look, with the hold signals that are asked about the app.
+pub async fn look_for(core: &Core, wanted: &Wanted) -> Look {
     // The signals first: they take longest, and nothing else may grow old meanwhile.
     let app = wanted.team.policy.apps.get(&wanted.scope.app);
     let signals = core.site.hold_while.iter().chain(app.iter().flat_map(|app| &app.hold_while));
     let holds = core.host.ask_holds(signals.cloned().collect()).await;
-    let seen = Look { holds, ..look(core).await };
+    Look { holds, ..look(core).await }
+}
+
+/// Asks every gate about a harm, which for whoever only explains need not be the one that is wanted.
+pub async fn ask_about(core: &Core, wanted: &Wanted, harm: Harm<'_>, seen: &Look) -> Verdict {
     let ledger = match core.ledger.begin().await {
         Ok(mut tx) => ledger_seen::read(&mut tx, about(core, wanted, harm, seen.at), seen.inventories()).await,
         Err(e) => Err(e),
     };
     core.trouble("ledger", ledger.as_ref().err().map(|e| chain(e)));
-    let verdict = {
-        let situation = situation(core, wanted, &seen, ledger.map_err(|e| chain(&e)), seen.at);
-        gates::ask_about(&situation, &wanted.scope, &wanted.purpose, harm)
-    };
-    (seen, verdict)
+    let situation = situation(core, wanted, seen, ledger.map_err(|e| chain(&e)), seen.at);
+    gates::ask_about(&situation, &wanted.scope, &wanted.purpose, harm)
 }
 
 /// Kills one instance of the scope, if every gate agrees.

@@ -202,8 +202,10 @@ impl ControlPlane for Control {
             let slows = app.is_some_and(|app| app.latency.is_some());
             let kill = kills.then_some((chaos::MONKEY, Harm::Kill, "hurt"));
             let fault = slows.then_some((latency::MONKEY, Harm::Fault(None), "made slow"));
+            let wanted = self.wanted(&found, purpose, None);
+            let seen = act::look_for(&self.0, &wanted).await;
             for (monkey, harm, done) in kill.into_iter().chain(fault) {
-                let (_, verdict) = act::ask_about(&self.0, &self.wanted(&found, purpose.clone(), None), harm).await;
+                let verdict = act::ask_about(&self.0, &wanted, harm, &seen).await;
                 let drill = |e: &&PlanEntry| drills::drilled(&e.monkey) == Some(monkey);
                 views.push(ExplainView {
                     schema: SCHEMA,
