@@ -283,6 +283,13 @@ pub(crate) fn all_to(now: &[(&str, i32)], to: &str) -> Vec<(String, i32)> {
     weights
 }
 
+/// The actions with this target group out of the route; `None` where nobody would be left.
+pub(crate) fn without(actions: &[Action], gone: &str) -> Option<Vec<Action>> {
+    let others = weights(actions).into_iter().filter(|(arn, _)| *arn != gone);
+    let others: Vec<(String, i32)> = others.map(|(arn, weight)| (arn.to_owned(), weight)).collect();
+    (!others.is_empty()).then(|| with_weights(actions, &others))
+}
+
 /// The weights with one more target group that gets nothing: from then on its targets are checked. Who has all by standing
 /// alone keeps all.
 pub(crate) fn with_waiting(now: &[(&str, i32)], new: &str) -> Vec<(String, i32)> {

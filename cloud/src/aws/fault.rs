@@ -117,24 +117,8 @@ const CODES: &[(Kind, &[&str])] = &[
             "DuplicateTargetGroupName",
         ],
     ),
-    (
-        Kind::Denied,
-        &[
-            "UnauthorizedOperation",
-            "AccessDenied",
-            "AccessDeniedException",
-            "AuthFailure",
-            "OptInRequired",
-            "Blocked",
-            "ExpiredToken",
-            "ExpiredTokenException",
-            "RequestExpired",
-            "InvalidClientTokenId",
-            "SignatureDoesNotMatch",
-            "UnrecognizedClientException",
-            "MissingAuthenticationToken",
-        ],
-    ),
+    (Kind::Denied, &["UnauthorizedOperation", "AccessDenied", "AccessDeniedException", "OptInRequired", "Blocked"]),
+    (Kind::Denied, &IDENTITY_CODES),
     (
         Kind::Capacity,
         &[

@@ -157,25 +157,14 @@ async fn hooks(wire: &Wire, model: &Model<'_>) -> Result<Vec<LifecycleHookSpecif
 /// The route that leads to the cluster: that of its other groups, or the one whose tag names the cluster.
 async fn route(place: &Place, snapshot: &Snapshot, new: &NewGroup) -> Result<Route, Stop> {
     let cluster = new.name.cluster();
-    let arns = flip::target_groups(snapshot, cluster);
-    let route = match snapshot.balancing.routes_to(&arns).as_slice() {
-        [one] => Some((*one).clone()),
-        [] => {
+    let route = match flip::led_by(snapshot, cluster)? {
+        Some(one) => Some(one.clone()),
+        None => {
             let found = balancing::tagged_route(&place.wire, &snapshot.balancing.routes, cluster.as_str()).await;
             found.map_err(Stop::unseen)?
         }
-        several => {
-            let count = several.len();
-            return Err(Stop::Refused(format!("{count} rules lead to `{cluster}`, and no one call could flip them")));
-        }
     };
-    let Some(route) = route else {
-        let why = format!(
-            "no rule of a balancer leads to `{cluster}`; tag one `{}` = `{cluster}` and name its balancer",
-            tags::CLUSTER
-        );
-        return Err(Stop::Refused(why));
-    };
+    let route = route.ok_or_else(|| flip::led_by_none(cluster))?;
     let count = balancing::weights(&route.actions).len();
     if count >= balancing::TARGET_GROUPS_MAX {
         return Err(Stop::Refused(format!(
@@ -400,17 +389,9 @@ async fn take_back(wire: &Wire, made: Made) -> Result<(), Fault> {
     let Some(arn) = made.target_group else { return Ok(()) };
     if let Some(route) = made.route {
         let actions = balancing::reread(wire, &route).await?;
-        let weights = balancing::weights(&actions);
-        let without: Vec<(String, i32)> = weights
-            .iter()
-            .filter(|(other, _)| *other != arn)
-            .map(|(other, weight)| ((*other).to_owned(), *weight))
-            .collect();
-        if without.is_empty() {
-            // The cluster's first: what the route answered before is not known any more, and nobody is behind it.
-            return Ok(());
-        }
-        balancing::write(wire, &route, balancing::with_weights(&actions, &without)).await?;
+        // The cluster's first: what the route answered before is not known any more, and nobody is behind it.
+        let Some(without) = balancing::without(&actions, &arn) else { return Ok(()) };
+        balancing::write(wire, &route, without).await?;
     }
     let ask = || wire.balancing.delete_target_group().target_group_arn(&arn).send();
     wire.change(Call::DeleteTargetGroup, Again::Harmless, ask).await.map(|_| ())

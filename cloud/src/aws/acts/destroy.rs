@@ -83,18 +83,12 @@ async fn drop_target_group(place: &Place, snapshot: &Snapshot, name: &GroupName)
     for route in routes {
         // As it is now: nothing compares before it sets.
         let actions = balancing::reread(wire, &route.id).await?;
-        let weights = balancing::weights(&actions);
-        let without: Vec<(String, i32)> = weights
-            .iter()
-            .filter(|(other, _)| *other != arn)
-            .map(|(other, weight)| ((*other).to_owned(), *weight))
-            .collect();
-        let serves = weights.iter().any(|(other, weight)| *other == arn && *weight > 0);
-        if serves || without.is_empty() {
+        let serves = balancing::weights(&actions).iter().any(|(other, weight)| *other == arn && *weight > 0);
+        let Some(without) = balancing::without(&actions, arn).filter(|_| !serves) else {
             // A route must lead somewhere.
             return Err(Fault::odd(Call::ModifyRule, "another target group in the route"));
-        }
-        balancing::write(wire, &route.id, balancing::with_weights(&actions, &without)).await?;
+        };
+        balancing::write(wire, &route.id, without).await?;
     }
     let ask = || wire.balancing.delete_target_group().target_group_arn(arn).send();
     match wire.change(Call::DeleteTargetGroup, Again::Harmless, ask).await {

@@ -87,23 +87,8 @@ async fn give_up(wire: &Wire, paused: &[&GroupName], fault: Fault) -> Ended {
 
 /// The one route that leads to the cluster, and to nothing else.
 fn route<'a>(snapshot: &'a Snapshot, cluster: &ClusterName) -> Result<&'a Route, Stop> {
-    let arns: BTreeSet<String> = target_groups(snapshot, cluster);
-    let route = match snapshot.balancing.routes_to(&arns).as_slice() {
-        [one] => *one,
-        [] => {
-            let why = format!(
-                "no rule of a balancer leads to `{cluster}`; tag one `{}` = `{cluster}` and name its balancer",
-                tags::CLUSTER
-            );
-            return Err(Stop::Refused(why));
-        }
-        several => {
-            let arns: Vec<&str> = several.iter().map(|route| route.id.arn()).collect();
-            let why =
-                format!("{} rules lead to `{cluster}`, and no one call flips them: {}", arns.len(), arns.join(", "));
-            return Err(Stop::Refused(why));
-        }
-    };
+    let arns = target_groups(snapshot, cluster);
+    let route = led_by(snapshot, cluster)?.ok_or_else(|| led_by_none(cluster))?;
     // One that gets nothing is what a creation left behind whose outcome nobody knew.
     let leads = |(arn, weight): &(&str, i32)| *weight > 0 && !arns.contains(*arn);
     if let Some((foreign, _)) = balancing::weights(&route.actions).into_iter().find(leads) {
@@ -113,8 +98,30 @@ fn route<'a>(snapshot: &'a Snapshot, cluster: &ClusterName) -> Result<&'a Route,
     Ok(route)
 }
 
+/// The one route that leads to the cluster's groups, if any does.
+pub(super) fn led_by<'a>(snapshot: &'a Snapshot, cluster: &ClusterName) -> Result<Option<&'a Route>, Stop> {
+    let routes = snapshot.balancing.routes_to(&target_groups(snapshot, cluster));
+    match routes.as_slice() {
+        [] => Ok(None),
+        [one] => Ok(Some(*one)),
+        several => {
+            let arns: Vec<&str> = several.iter().map(|route| route.id.arn()).collect();
+            let why =
+                format!("{} rules lead to `{cluster}`, and no one call flips them: {}", arns.len(), arns.join(", "));
+            Err(Stop::Refused(why))
+        }
+    }
+}
+
+pub(super) fn led_by_none(cluster: &ClusterName) -> Stop {
+    Stop::Refused(format!(
+        "no rule of a balancer leads to `{cluster}`; tag one `{}` = `{cluster}` and name its balancer",
+        tags::CLUSTER
+    ))
+}
+
 /// The target groups of the cluster's groups.
-pub(super) fn target_groups(snapshot: &Snapshot, cluster: &ClusterName) -> BTreeSet<String> {
+fn target_groups(snapshot: &Snapshot, cluster: &ClusterName) -> BTreeSet<String> {
     let groups = snapshot.groups.iter().filter(|(name, _)| name.cluster() == cluster);
     groups.flat_map(|(_, group)| group.target_group_arns().iter().cloned()).collect()
 }
