@@ -17,7 +17,6 @@ use serde::{Deserialize, Serialize};
 use troop_policies::intent::{Intent, Outcome};
 use troop_policies::inventory::Inventory;
 use troop_policies::leash::Permit;
-use troop_policies::registry_view::RegistryView;
 use troop_policies::{AccountName, ClusterName, GroupName, ImageId, RegionName};
 
 /// Why a cloud could not be asked. (What it answered to a change is an [`Outcome`].)
@@ -68,13 +67,6 @@ pub struct Traffic {
 
 /// Upper bounds of [`Traffic::buckets`], in milliseconds.
 pub const TRAFFIC_BUCKETS_MS: [u32; 15] = [1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 987, 2584];
-
-/// A cloud and the service registry beside it, as monkeys and pushes meet them. `perform` and `resolve` also take the
-/// steps that are the registry's ([`troop_policies::step::Step::is_for_registry`]).
-#[async_trait]
-pub trait World: Cloud {
-    async fn registry(&self) -> Result<RegistryView, CloudError>;
-}
 
 /// One account's cloud.
 ///

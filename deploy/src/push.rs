@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use troop_policies::intent::Intent;
 use troop_policies::step::{NewGroup, Size};
-use troop_policies::{AccountName, ClusterName, GroupName, ImageId, RegionName};
+use troop_policies::{AccountName, ClusterName, GroupName, ImageId, Location, RegionName};
 
 /// The version of [`Push`]'s JSON form.
 pub const PUSH_SCHEMA: u32 = 1;
@@ -199,6 +199,11 @@ impl PushResult {
 }
 
 impl Push {
+    /// Where its cluster is.
+    pub fn location(&self) -> Location {
+        Location { account: self.account.clone(), region: self.region.clone() }
+    }
+
     pub fn group(&self) -> &GroupName {
         &self.new.name
     }

@@ -110,6 +110,30 @@ text_id!(
     /// An intent's id, which is also the client token of the call: 32 hexadecimal digits.
     IntentId, "intent id");
 
+/// Where in the clouds something is: a region of an account. Groups of two locations may share a name. Printed as
+/// `account/region`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Location {
+    pub account: AccountName,
+    pub region: RegionName,
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.account, self.region)
+    }
+}
+
+impl FromStr for Location {
+    type Err = BadId;
+
+    fn from_str(text: &str) -> Result<Self, BadId> {
+        let bad = || BadId { kind: "location", text: text.to_owned(), why: "it is written ACCOUNT/REGION" };
+        let (account, region) = text.split_once('/').ok_or_else(bad)?;
+        Ok(Self { account: AccountName::new(account)?, region: RegionName::new(region)? })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

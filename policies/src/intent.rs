@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{AccountName, IntentId, RegionName, TeamName};
+use crate::ids::{AccountName, IntentId, Location, RegionName, TeamName};
 use crate::step::Step;
 
 /// What is about to be done, where, and because of what. On disk before the call goes out; its id is the client token.
@@ -17,6 +17,13 @@ pub struct Intent {
     pub cause: Cause,
     /// On the scheduler's calendar, as everything the ledger calls `at`.
     pub at: Timestamp,
+}
+
+impl Intent {
+    /// Where it is to be done.
+    pub fn location(&self) -> Location {
+        Location { account: self.account.clone(), region: self.region.clone() }
+    }
 }
 
 /// Why something is done. Operators read it in `history`.

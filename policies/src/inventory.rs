@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{AccountName, ImageId, InstanceId, RegionName, TeamName, ZoneName};
+use crate::ids::{AccountName, ImageId, InstanceId, Location, RegionName, TeamName, ZoneName};
 use crate::names::{ClusterName, GroupName};
 use crate::step::Size;
 
@@ -144,6 +144,11 @@ impl Group {
 }
 
 impl Inventory {
+    /// Where it was read.
+    pub fn location(&self) -> Location {
+        Location { account: self.account.clone(), region: self.region.clone() }
+    }
+
     /// The groups of a cluster, oldest first (by creation, then sequence; never by text).
     pub fn groups_of<'a>(&'a self, cluster: &ClusterName) -> Vec<&'a Group> {
         let mut groups: Vec<_> = self.groups.values().filter(|g| g.cluster() == cluster).collect();

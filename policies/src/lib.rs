@@ -33,5 +33,5 @@ pub mod spared;
 pub mod step;
 
 pub use chain::chain;
-pub use ids::{AccountName, ImageId, InstanceId, IntentId, RegionName, TeamName, ZoneName};
+pub use ids::{AccountName, ImageId, InstanceId, IntentId, Location, RegionName, TeamName, ZoneName};
 pub use names::{AppName, ClusterName, GroupName};

@@ -43,6 +43,7 @@ pub fn deploy(site: &Arc<Site>, plane: &Plane, what: Deploy) {
     let Ok(cluster) = ClusterName::new(what.cluster.as_str()) else { return };
     let (control, site, wake) = (Control(Arc::clone(&plane.core)), Arc::clone(site), Arc::clone(&plane.wake));
     let request = DeployRequest {
+        location: None,
         cluster,
         image: what.image,
         team: if what.cluster == FRESH { TeamName::new("search").ok() } else { None },

@@ -17,6 +17,7 @@ use troop::serve::policy_store::Policies;
 use troop::serve::pushes::{Driver, Turn, turn};
 use troop::serve::{healer, janitor::Janitor, look::look, planner, resolver, take_up};
 use troop::state::StateDir;
+use troop::world::World;
 use troop_deploy::push::{Phase, Push};
 use troop_ledger::{Clock, Ledger, Stamp};
 use troop_policies::draw::SiteSecret;
@@ -87,7 +88,7 @@ impl Plane {
             site: begin.file,
             policies_dir: PathBuf::new(),
             ledger,
-            world: Arc::clone(&connection) as Arc<dyn troop_cloud::World>,
+            world: World::new(vec![connection.clone()], Some(connection.clone())),
             agents: Arc::new(troop::agents::NoAgents),
             calendar: Calendar::real(),
             secret: Ok(SiteSecret::from_bytes([7; 32])),

@@ -2,13 +2,9 @@
 
 pub mod healing;
 
-use jiff::Timestamp;
-use troop_cloud::Cloud;
 use troop_policies::InstanceId;
 use troop_policies::draw::DayKey;
 use troop_policies::gates::{Candidate, Eligible};
-use troop_policies::intent::{Intent, Outcome};
-use troop_policies::leash::Permit;
 use troop_policies::step::Step;
 
 /// The monkey's name in plans, policies and draws.
@@ -42,11 +38,6 @@ pub fn draw<'a>(ids: &'a [InstanceId], day_key: &DayKey, draw_key: &str, label: 
 pub fn strike(eligible: &Eligible, victim: &InstanceId) -> Option<Strike> {
     let (step, candidate) = eligible.step(victim)?;
     Some(Strike { victim: victim.clone(), step, candidate: candidate.clone() })
-}
-
-/// Carries out the recorded intent. Chooses nothing.
-pub async fn apply(cloud: &dyn Cloud, intent: &Intent, permit: Permit<'_>, now: Timestamp) -> Outcome {
-    cloud.perform(intent, permit, now).await
 }
 
 #[cfg(test)]

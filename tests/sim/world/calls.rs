@@ -11,7 +11,8 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio::sync::Notify;
 use troop::serve::host::Host as _;
-use troop_cloud::{Cloud, CloudError, Image, Traffic, World};
+use troop::world::{Registry, chain};
+use troop_cloud::{Cloud, CloudError, Image, Traffic};
 use troop_ledger::Ledger;
 use troop_policies::intent::{Intent, Outcome};
 use troop_policies::inventory::{Inventory, TAG_MARK};
@@ -161,11 +162,19 @@ fn fare(state: &mut State) -> Fare {
 }
 
 #[async_trait]
-impl World for Connection {
-    async fn registry(&self) -> Result<RegistryView, CloudError> {
+impl Registry for Connection {
+    async fn perform(&self, intent: &Intent, permit: Permit<'_>, now: Timestamp) -> Outcome {
+        Cloud::perform(self, intent, permit, now).await
+    }
+
+    async fn resolve(&self, intent: &Intent) -> Outcome {
+        Cloud::resolve(self, intent).await.unwrap_or_else(|e| Outcome::unknown(chain(&e)))
+    }
+
+    async fn view(&self) -> Result<RegistryView, String> {
         let state = self.site.now();
         if state.now < state.troubles.registry_away {
-            return Err(self.away("the registry does not answer"));
+            return Err(chain(&self.away("the registry does not answer")));
         }
         Ok(state.registry.view(self.host.now()))
     }

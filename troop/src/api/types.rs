@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use troop_policies::fault::FaultSpec;
 use troop_policies::plan::DayPlan;
-use troop_policies::{ClusterName, GroupName, ImageId, InstanceId, TeamName, ZoneName};
+use troop_policies::{ClusterName, GroupName, ImageId, InstanceId, Location, TeamName, ZoneName};
 
 /// Who asks: the uid of the peer of the control socket, as the host sees it, and its name where there is one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,6 +138,9 @@ pub struct DeployRequest {
     pub cluster: ClusterName,
     /// An id, or the path of a directory or tarball on this machine.
     pub image: String,
+    /// Where, if not where the cluster is.
+    #[serde(default)]
+    pub location: Option<Location>,
     pub team: Option<TeamName>,
     pub size: Option<u32>,
     pub watch: Option<Duration>,

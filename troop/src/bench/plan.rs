@@ -6,22 +6,16 @@
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::Serialize;
 use tokio::time::Instant;
-use troop_cloud::{Cloud, CloudError, Image, Traffic, World};
 use troop_ledger::{Ledger, Stamp};
 use troop_policies::draw::SiteSecret;
 use troop_policies::gates::{self, Purpose, Scope};
-use troop_policies::intent::{Intent, Outcome};
 use troop_policies::inventory::Inventory;
-use troop_policies::leash::Permit;
 use troop_policies::plan::PlanVerdict;
 use troop_policies::policy::Site;
-use troop_policies::registry_view::RegistryView;
 use troop_policies::situation::{InventorySeen, LedgerSeen, Situation};
-use troop_policies::{AccountName, ClusterName, GroupName, RegionName};
 use troop_scheduler::plan::{ByTeam, PlanInput, plan_day, scopes_of};
 
 use super::fleet::{self, Fleet, Window};
@@ -35,7 +29,7 @@ use crate::serve::look::Look;
 use crate::serve::planner;
 use crate::serve::policy_store::TeamPolicy;
 use crate::state::StateDir;
-use crate::world::chain;
+use crate::world::{World, chain};
 
 /// The size that is promised.
 pub const SCOPES: u32 = 10_000;
@@ -137,10 +131,9 @@ async fn one(fleet: Fleet) -> Result<Figure, BenchError> {
     let peak_mib = process::own_peak_mib().map_err(BenchError::io(READS))?;
     let registry = fleet::registry(&inventories[0], now);
     let [inventory] = inventories;
-    let region = inventory.region.clone();
     let seen = Look {
         at: now,
-        regions: vec![(region, Ok(inventory), None)],
+        regions: vec![(inventory.location(), Ok(inventory), None)],
         registry: Ok(registry),
         holds: Default::default(),
     };
@@ -250,80 +243,18 @@ async fn control_plane(dir: &std::path::Path) -> Result<Arc<Core>, BenchError> {
     let of_ledger = calendar.clone();
     let stamp = move || Stamp { at: of_ledger.at(clock::real_now()), real_at: clock::real_now() };
     let ledger = Ledger::open(&state.ledger(), Arc::new(stamp)).await?;
-    let account = AccountName::new("local").map_err(|e| failed(e.to_string()))?;
     Ok(Core::new(
         Parts {
             policies_dir: dir.join("policies"),
             state,
             site: Site::embedded_default(),
             ledger,
-            world: Arc::new(NoWorld { account }),
+            // Planning asks nothing of a cloud.
+            world: World::new(Vec::new(), None),
             agents: Arc::new(NoAgents),
             calendar,
             secret: Ok(SiteSecret::from_bytes([7; 32])),
         },
         Dial::Direct,
     ))
-}
-
-/// A cloud that refuses: planning asks nothing of it.
-#[derive(Debug)]
-struct NoWorld {
-    account: AccountName,
-}
-
-impl NoWorld {
-    fn refused<T>(&self) -> Result<T, CloudError> {
-        Err(CloudError::Refused { account: self.account.clone(), why: "there is no cloud in a bench".to_owned() })
-    }
-}
-
-#[async_trait]
-impl World for NoWorld {
-    async fn registry(&self) -> Result<RegistryView, CloudError> {
-        self.refused()
-    }
-}
-
-#[async_trait]
-impl Cloud for NoWorld {
-    fn account(&self) -> &AccountName {
-        &self.account
-    }
-
-    fn regions(&self) -> &[RegionName] {
-        &[]
-    }
-
-    async fn inventory(&self, _: &RegionName) -> Result<Inventory, CloudError> {
-        self.refused()
-    }
-
-    async fn images(&self, _: &RegionName) -> Result<Vec<Image>, CloudError> {
-        self.refused()
-    }
-
-    async fn traffic(
-        &self,
-        _: &RegionName,
-        _: &ClusterName,
-    ) -> Result<std::collections::BTreeMap<GroupName, Traffic>, CloudError> {
-        self.refused()
-    }
-
-    async fn perform(&self, _: &Intent, _: Permit<'_>, _: Timestamp) -> Outcome {
-        Outcome::refused("there is no cloud in a bench")
-    }
-
-    async fn resolve(&self, _: &Intent) -> Result<Outcome, CloudError> {
-        self.refused()
-    }
-
-    async fn mark(&self, _: &Intent, _: &str) -> Result<(), CloudError> {
-        self.refused()
-    }
-
-    async fn import_image(&self, _: &std::path::Path) -> Result<Image, CloudError> {
-        self.refused()
-    }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
-use troop_policies::{ClusterName, ImageId, TeamName, file};
+use troop_policies::{ClusterName, ImageId, Location, TeamName, file};
 
 use super::args::{self, Output};
 use super::context::{self, Context};
@@ -31,6 +31,9 @@ pub(super) struct DeployArgs {
     /// A folder or tarball with a troop-image.toml at its root, or the id or name-version of a stored image
     #[arg(long, value_name = "IMAGE")]
     image: String,
+    /// Where; needed at the first push on a site of several accounts or regions, or where several have the cluster
+    #[arg(long = "in", value_name = "ACCOUNT/REGION")]
+    location: Option<Location>,
     /// The team that owns the cluster (tag troop:team); needed at the first push only
     #[arg(long, value_name = "TEAM")]
     team: Option<TeamName>,
@@ -92,6 +95,7 @@ pub(super) async fn deploy(cx: &Context, args: DeployArgs) -> Result<Code, CliEr
     let request = DeployRequest {
         cluster: args.cluster,
         image: image(&client, &args.image).await?,
+        location: args.location,
         team: args.team,
         size: args.size,
         watch: args.watch,

@@ -502,6 +502,7 @@ fn request(cluster: &str, image: &Path) -> DeployRequest {
     DeployRequest {
         cluster,
         image: image.display().to_string(),
+        location: None,
         team: None,
         size: None,
         watch: None,

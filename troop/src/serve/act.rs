@@ -332,14 +332,14 @@ pub async fn carry_out(core: &Core, intent: &Intent, permit: Permit<'_>) -> Outc
     if intent.step.is_for_agent() {
         return faults::put_up(core, intent, permit).await;
     }
-    let mut outcome = chaos::apply(&*core.world, intent, permit, core.now()).await;
+    let mut outcome = core.world.perform(intent, permit, core.now()).await;
     for _ in 0..RESOLVE_TRIES {
         if !matches!(outcome, Outcome::Unknown { .. }) {
             break;
         }
         tokio::time::sleep(RESOLVE_EVERY).await;
         if troop_policies::sabotaged!("resolve") {
-            outcome = chaos::apply(&*core.world, intent, permit, core.now()).await;
+            outcome = core.world.perform(intent, permit, core.now()).await;
             continue;
         }
         match core.world.resolve(intent).await {
@@ -402,13 +402,13 @@ pub async fn write_mark(core: &Core, intent: &Intent, mark: &str) {
 
 /// Whether the intent's group is certainly gone: entries of the registry are cancelled after the end of their group too.
 async fn has_lost_its_group(core: &Core, intent: &Intent) -> bool {
-    let inventory = core.world.inventory(&intent.region).await;
+    let inventory = core.world.inventory(&intent.location()).await;
     inventory.is_ok_and(|inventory| !inventory.groups.contains_key(intent.step.group()))
 }
 
 /// Whoever terminates cancels: the victim's registry entry goes at once. The janitor comes again to what is left.
 async fn cancel_entry(core: &Arc<Core>, kill: &Intent) {
-    if troop_policies::sabotaged!("cancel_entry") {
+    if !core.world.has_registry() || troop_policies::sabotaged!("cancel_entry") {
         return;
     }
     let Step::Terminate { group, instance, .. } = &kill.step else { return };

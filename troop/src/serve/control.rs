@@ -51,6 +51,17 @@ pub(super) struct Found {
     pub(super) instance: Option<InstanceId>,
 }
 
+/// # Errors
+/// Which part of the world could not be read.
+pub(super) fn all_read(seen: &Look) -> Result<(), ApiError> {
+    match seen.regions.iter().find_map(|(at, reading, _)| reading.as_ref().err().map(|why| (at, why))) {
+        Some((at, why)) => {
+            Err(error(ErrorKind::CouldNotAsk, format!("the inventory of {at} cannot be read: {why}"), None))
+        }
+        None => Ok(()),
+    }
+}
+
 /// The scopes that `target` names: a cluster, an instance, or a draw key.
 pub(super) fn find(core: &Core, seen: &Look, target: &str) -> Result<Vec<Found>, ApiError> {
     let mut clusters: Vec<(&Inventory, ClusterName, Option<InstanceId>)> = Vec::new();
@@ -92,10 +103,7 @@ pub(super) fn find(core: &Core, seen: &Look, target: &str) -> Result<Vec<Found>,
     if !found.is_empty() {
         return Ok(found);
     }
-    let unreadable = seen.regions.iter().find_map(|(r, reading, _)| reading.as_ref().err().map(|why| (r, why)));
-    if let Some((region, why)) = unreadable {
-        return Err(error(ErrorKind::CouldNotAsk, format!("the inventory of {region} cannot be read: {why}"), None));
-    }
+    all_read(seen)?;
     if let Some((_, cluster, _)) = clusters.first() {
         let bad = policies.files.iter().find(|f| f.result.is_err());
         let mut message = format!("no policy names app `{}`: nothing of it is ever touched by a monkey", cluster.app());
@@ -296,20 +304,14 @@ impl ControlPlane for Control {
                 }
             }
         }
-        if let Some((region, why)) = seen.regions.iter().find_map(|(r, i, _)| i.as_ref().err().map(|why| (r, why))) {
-            return Err(error(
-                ErrorKind::CouldNotAsk,
-                format!("the inventory of {region} cannot be read: {why}"),
-                None,
-            ));
-        }
+        all_read(&seen)?;
         Ok(views)
     }
 
     async fn images(&self) -> Result<Vec<ImageView>, ApiError> {
         let mut views = Vec::new();
-        for region in self.0.world.regions().to_vec() {
-            let images = self.0.world.images(&region).await.map_err(|e| could_not_ask(&e))?;
+        for at in self.0.world.locations() {
+            let images = self.0.world.images(&at).await.map_err(|e| could_not_ask(&e))?;
             views.extend(images.into_iter().map(|i| ImageView {
                 schema: SCHEMA,
                 image: i.id,
@@ -344,13 +346,7 @@ impl ControlPlane for Control {
             return Err(error(ErrorKind::Yours, "adopting needs a reason", Some("--reason \"why\"")));
         }
         let seen = look(&self.0).await;
-        if let Some((region, why)) = seen.regions.iter().find_map(|(r, i, _)| i.as_ref().err().map(|why| (r, why))) {
-            return Err(error(
-                ErrorKind::CouldNotAsk,
-                format!("the inventory of {region} cannot be read: {why}"),
-                None,
-            ));
-        }
+        all_read(&seen)?;
         let adopted = async {
             let mut tx = self.0.ledger.begin().await?;
             let marks = ledger_seen::marks(&mut tx, seen.inventories()).await?;

@@ -8,13 +8,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use tokio::sync::Notify;
-use troop_cloud::World;
 use troop_ledger::{EventId, Ledger, NewEvent};
 use troop_policies::draw::SiteSecret;
 use troop_policies::plausible::{self, Memory};
 use troop_policies::policy::Site;
 use troop_policies::situation::Halted;
-use troop_policies::{InstanceId, IntentId, RegionName};
+use troop_policies::{InstanceId, IntentId, Location};
 
 use super::holds::Holds;
 use super::host::{Host, Process};
@@ -25,6 +24,7 @@ use crate::clock::{Calendar, JumpWatch};
 use crate::outside::Dial;
 use crate::records::{RECORD_VERSION, Record};
 use crate::state::StateDir;
+use crate::world::World;
 
 /// The control plane's shared parts. Cheap to clone through its `Arc`.
 pub struct Core {
@@ -32,7 +32,7 @@ pub struct Core {
     pub site: Site,
     pub policies_dir: PathBuf,
     pub ledger: Ledger,
-    pub world: Arc<dyn World>,
+    pub world: World,
     pub agents: Arc<dyn Agents>,
     pub host: Arc<dyn Host>,
     pub calendar: Calendar,
@@ -43,7 +43,7 @@ pub struct Core {
     pub policies: ArcSwap<Policies>,
     /// Told when a kill was carried out: from then on it is watched closely.
     pub struck: Notify,
-    memories: Mutex<BTreeMap<RegionName, Memory>>,
+    memories: Mutex<BTreeMap<Location, Memory>>,
     /// Ids whose end was ours since the inventory was last good.
     ended: Mutex<BTreeSet<InstanceId>>,
     /// Intents that this process is carrying out now, which nobody else of it may resolve.
@@ -65,7 +65,7 @@ pub struct Parts {
     pub site: Site,
     pub policies_dir: PathBuf,
     pub ledger: Ledger,
-    pub world: Arc<dyn World>,
+    pub world: World,
     pub agents: Arc<dyn Agents>,
     pub calendar: Calendar,
     pub secret: Result<SiteSecret, String>,
@@ -135,10 +135,10 @@ impl Core {
     }
 
     /// Takes one reading of a region's instance count.
-    pub fn plausible(&self, region: &RegionName, count: usize, now: Timestamp) -> plausible::Look {
+    pub fn plausible(&self, at: &Location, count: usize, now: Timestamp) -> plausible::Look {
         let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         let mut memories = self.memories.lock().unwrap_or_else(PoisonError::into_inner);
-        let look = memories.entry(region.clone()).or_default().look(count, ended.len(), now);
+        let look = memories.entry(at.clone()).or_default().look(count, ended.len(), now);
         if look == plausible::Look::Good {
             ended.clear();
         }

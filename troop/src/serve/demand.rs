@@ -54,9 +54,13 @@ pub(super) async fn carry_out(control: &Control, demand: Demand, actor: Actor) -
     }
     let seen = look(core).await;
     let mut all = find(core, &seen, &demand.target)?;
-    let (Some(found), None) = (all.pop(), all.pop()) else {
-        let hint = "name one by its draw key, as `troop explain` shows it";
-        return Err(error(ErrorKind::Yours, format!("`{}` means several scopes", demand.target), Some(hint)));
+    if all.len() > 1 {
+        let keys = all.iter().map(|found| found.scope.draw_key.as_str()).collect::<Vec<_>>().join(", ");
+        let message = format!("`{}` means several scopes: {keys}", demand.target);
+        return Err(error(ErrorKind::Yours, message, Some("name one by its draw key")));
+    }
+    let Some(found) = all.pop() else {
+        return Err(error(ErrorKind::NotFound, format!("nothing is named `{}`", demand.target), None));
     };
     let instance = demand.instance.or_else(|| found.instance.clone());
     let purpose = Purpose::Demand { outside_window: demand.outside_window, instance: instance.clone() };

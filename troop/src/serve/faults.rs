@@ -134,7 +134,7 @@ fn since(then: Timestamp, now: Timestamp) -> Duration {
 }
 
 async fn peers(core: &Core, intent: &Intent, fault: &FaultSpec) -> Result<Resolved, String> {
-    let inventory = core.world.inventory(&intent.region).await.map_err(|e| chain(&e))?;
+    let inventory = core.world.inventory(&intent.location()).await.map_err(|e| chain(&e))?;
     resolve_peers(fault, &inventory).await
 }
 
@@ -221,7 +221,7 @@ impl Follower {
             let lease = intent.id.to_string();
             let order = match &following.ending {
                 Some(_) => Order::End { lease },
-                None => Order::Renew { lease, peers: peers_now(fault, seen.inventory(&intent.region)).await },
+                None => Order::Renew { lease, peers: peers_now(fault, seen.inventory(&intent.location())).await },
             };
             following.renewed_at = Some(now);
             following.told_to_end = following.ending.is_some();
@@ -251,7 +251,7 @@ async fn why_end(
     }
     let abort = abort_when(core, &watched.intent)?;
     let Step::Fault { group, .. } = &watched.intent.step else { return None };
-    let traffic = core.world.traffic(&watched.intent.region, group.cluster()).await.ok()?;
+    let traffic = core.world.traffic(&watched.intent.location(), group.cluster()).await.ok()?;
     let counted = traffic.get(group)?;
     let (answers, errors) = (counted.answers + counted.failed, counted.server_errors + counted.failed);
     following.counted.push_back((now, answers, errors));
@@ -282,7 +282,7 @@ fn abort_when(core: &Core, intent: &Intent) -> Option<AbortWhen> {
 }
 
 fn is_gone(instance: &InstanceId, intent: &Intent, seen: &Look) -> bool {
-    seen.inventory(&intent.region).is_ok_and(|inventory| inventory.instance(instance).is_none())
+    seen.inventory(&intent.location()).is_ok_and(|inventory| inventory.instance(instance).is_none())
 }
 
 async fn settle(

@@ -54,7 +54,7 @@ async fn look_after(core: &Core, kill: &HealingBody, seen: &Look) -> Result<(), 
     if matches!(&seen.registry, Ok(view) if view.warming) {
         return Ok(());
     }
-    let inventory = seen.inventory(&kill.intent.region).cloned();
+    let inventory = seen.inventory(&kill.intent.location()).cloned();
     let judged = judge(Kill { group, instance, deadline: deadline(core, kill) }, &inventory, &seen.registry, seen.at);
     let (intent, draw_key) = (kill.intent.id.clone(), intent_key(&kill.intent));
     let (group, instance) = (group.clone(), instance.clone());

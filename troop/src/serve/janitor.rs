@@ -26,7 +26,7 @@ impl Janitor {
     pub async fn tick(&mut self, core: &Arc<Core>, seen: &Look) {
         let Ok(view) = &seen.registry else { return };
         // With any region unread, or a picture that is old or in doubt, absence proves nothing.
-        let all_read = seen.regions.iter().all(|(region, _, _)| seen.believed(region).is_ok());
+        let all_read = seen.regions.iter().all(|(at, _, _)| seen.believed(at).is_ok());
         if view.warming || !all_read {
             self.orphans.clear();
             return;

@@ -1,4 +1,4 @@
-//! One look at the world: every region's inventory and the registry, read at the same moment.
+//! One look at the world: the inventory of every region of every account and the registry, read at the same moment.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use troop_policies::inventory::Inventory;
 use troop_policies::plausible;
 use troop_policies::registry_view::{RegistryView, Status};
 use troop_policies::situation::{HoldsSeen, InventorySeen, Reading, Shrunk};
-use troop_policies::{InstanceId, RegionName};
+use troop_policies::{InstanceId, Location};
 
 use super::core::Core;
 use crate::records::Record;
@@ -18,7 +18,7 @@ use crate::world::chain;
 #[derive(Debug, Clone)]
 pub struct Look {
     pub at: Timestamp,
-    pub regions: Vec<(RegionName, Reading<Inventory>, Option<Shrunk>)>,
+    pub regions: Vec<(Location, Reading<Inventory>, Option<Shrunk>)>,
     pub registry: Reading<RegistryView>,
     /// Hold signals, where somebody has asked them for an act.
     pub holds: HoldsSeen,
@@ -33,8 +33,8 @@ impl Look {
     ///
     /// # Errors
     /// Why there is none.
-    pub fn inventory(&self, region: &RegionName) -> Reading<&Inventory> {
-        let read = self.regions.iter().find(|(known, _, _)| known == region);
+    pub fn inventory(&self, at: &Location) -> Reading<&Inventory> {
+        let read = self.regions.iter().find(|(known, _, _)| known == at);
         read.ok_or_else(|| "its region was not read".to_owned())?.1.as_ref().map_err(Clone::clone)
     }
 
@@ -42,8 +42,8 @@ impl Look {
     ///
     /// # Errors
     /// Why it counts as unread.
-    pub fn believed(&self, region: &RegionName) -> Result<&Inventory, &str> {
-        let Some((_, reading, shrunk)) = self.regions.iter().find(|(known, _, _)| known == region) else {
+    pub fn believed(&self, at: &Location) -> Result<&Inventory, &str> {
+        let Some((_, reading, shrunk)) = self.regions.iter().find(|(known, _, _)| known == at) else {
             return Err("its region was not read");
         };
         let inventory = reading.as_ref().map_err(String::as_str)?;
@@ -79,24 +79,25 @@ impl Look {
 
 /// Reads everything now.
 pub async fn look(core: &Core) -> Look {
-    let mut regions = Vec::new();
-    for region in core.world.regions().to_vec() {
-        let reading = core.world.inventory(&region).await.map_err(|e| chain(&e));
+    // Side by side: a picture is as old as its oldest part.
+    let reading = core.world.locations().into_iter().map(async |at| {
+        let reading = core.world.inventory(&at).await.map_err(|e| chain(&e));
         let shrunk = match &reading {
-            Ok(inventory) => doubt(core, &region, inventory).await,
+            Ok(inventory) => doubt(core, &at, inventory).await,
             Err(_) => None,
         };
-        regions.push((region, reading, shrunk));
-    }
-    let registry = core.world.registry().await.map_err(|e| chain(&e));
-    let unreadable = regions.iter().find_map(|(region, r, _)| r.as_ref().err().map(|why| format!("{region}: {why}")));
+        (at, reading, shrunk)
+    });
+    let regions = futures::future::join_all(reading).await;
+    let registry = core.world.registry(core.now()).await;
+    let unreadable = regions.iter().find_map(|(at, r, _)| r.as_ref().err().map(|why| format!("{at}: {why}")));
     core.trouble("inventory", unreadable);
     core.trouble("registry", registry.as_ref().err().cloned());
     Look { at: core.now(), regions, registry, holds: HoldsSeen::new() }
 }
 
-async fn doubt(core: &Core, region: &RegionName, inventory: &Inventory) -> Option<Shrunk> {
-    match core.plausible(region, inventory.instance_count(), inventory.read_at) {
+async fn doubt(core: &Core, at: &Location, inventory: &Inventory) -> Option<Shrunk> {
+    match core.plausible(at, inventory.instance_count(), inventory.read_at) {
         plausible::Look::Good => None,
         plausible::Look::Shrunk(shrunk) => Some(shrunk),
         plausible::Look::Accepted(Shrunk { from, to }) => {

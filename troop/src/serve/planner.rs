@@ -104,7 +104,7 @@ async fn plan_of(
 ) -> Result<Option<Arc<DayPlan>>, String> {
     let secret = core.secret.as_ref().map_err(Clone::clone)?;
     let stored = standing.plan(core, day, &team.policy.team).await?;
-    let readable = seen.regions.iter().all(|(region, _, _)| seen.believed(region).is_ok());
+    let readable = seen.regions.iter().all(|(at, _, _)| seen.believed(at).is_ok());
     if !readable {
         return Ok(stored);
     }

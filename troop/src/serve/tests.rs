@@ -1,6 +1,7 @@
 //! What the control plane does with real ledgers and policies, on a cloud in memory: draws, demands, pushes, and two of
 //! it on one ledger.
 
+mod accounts;
 mod drills;
 mod faults;
 mod notices;
@@ -42,6 +43,7 @@ fn deploy(image: &str) -> DeployRequest {
     DeployRequest {
         cluster: "hello-web".parse().unwrap(),
         image: image.to_owned(),
+        location: None,
         team: None,
         size: None,
         watch: Some(Duration::from_secs(600)),

@@ -41,7 +41,7 @@ use crate::serve::control::Control;
 use crate::serve::core::{Core, Parts};
 use crate::site::{self, SiteError};
 use crate::state::{self, StateDir, StateError};
-use crate::world::{Joined, chain};
+use crate::world::{World, chain};
 
 /// The first argument of a role.
 pub const ROLE: &str = "role";
@@ -338,7 +338,7 @@ async fn core(flags: &Flags, agents: Arc<dyn Agents>) -> Result<Arc<Core>, Strin
     }
     let registry = flags.registry().map_err(|e| chain(&e))?;
     let registry = RegistryClient::new(format!("http://{registry}")).map_err(|e| chain(&e))?;
-    let world = Arc::new(Joined { cloud: Arc::new(LocalCloud::new(state.path())), registry });
+    let world = World::new(vec![Arc::new(LocalCloud::new(state.path()))], Some(Arc::new(registry)));
     let dial = Dial::Through(state.outside_socket());
     Ok(Core::new(Parts { state, site: site.site, policies_dir, ledger, world, agents, calendar, secret }, dial))
 }

@@ -99,8 +99,8 @@ pub async fn turn(core: &Arc<Core>, id: i64, driver: &mut Driver) -> Result<Turn
         return Ok(Turn::Later(KEEP_EVERY));
     }
     let seen = look(core).await;
-    let inventory = seen.believed(&push.region);
-    let traffic = core.world.traffic(&push.region, &push.cluster).await.map_err(|e| chain(&e));
+    let inventory = seen.believed(&push.location());
+    let traffic = core.world.traffic(&push.location(), &push.cluster).await.map_err(|e| chain(&e));
     decide(core, id, driver, &seen, inventory, traffic.as_ref().map_err(String::as_str)).await
 }
 
@@ -381,7 +381,7 @@ async fn resolve(
 /// What the world shows of a step of which nobody can say what became of it.
 async fn by_look(core: &Arc<Core>, push: &Push, intent: &Intent, why: &str, now: Timestamp) -> Outcome {
     let seen = look(core).await;
-    let shown = seen.believed(&push.region).ok().map(|inventory| intent.step.seen_in(inventory));
+    let shown = seen.believed(&push.location()).ok().map(|inventory| intent.step.seen_in(inventory));
     match shown {
         Some(Some(true)) => Outcome::done(format!("seen in the inventory at {now}; {why}")),
         Some(Some(false)) => Outcome::refused(format!("not seen in the inventory at {now}; {why}")),

@@ -13,7 +13,7 @@ use troop_deploy::script;
 use troop_deploy::start::{self, Asked, NotStarted};
 use troop_ledger::{LedgerError, PushRow, Taken};
 use troop_policies::inventory::Inventory;
-use troop_policies::{GroupName, ImageId, RegionName};
+use troop_policies::{GroupName, ImageId, Location};
 
 use super::{LOOKED_AT, holder, key, newer, number, number_of, parse};
 use crate::api::types::{Actor, ApiError, DeployAnswer, DeployRequest, ErrorKind, RollbackAnswer, RollbackRequest};
@@ -33,11 +33,11 @@ const DESTROY_LOOKED_AT_EVERY: Duration = Duration::from_millis(250);
 /// [`ApiError`]: refused by a leash, a halt, another push or another team; or something could not be asked.
 pub async fn start(core: &Arc<Core>, request: DeployRequest, actor: Actor) -> Result<DeployAnswer, ApiError> {
     may_begin(core)?;
-    let region = one_region(&look(core).await, &request)?.0.clone();
-    let image = image(core, &region, &request.image).await?;
+    let at = location(&look(core).await, &request)?;
+    let image = image(core, &at, &request.image).await?;
     let began = core.host.boot_ms();
     loop {
-        match try_start(core, &request, &image, &actor).await {
+        match try_start(core, &request, &at, &image, &actor).await {
             Err(NotBegun::WhileDestroying(held)) => {
                 let waited = Duration::from_millis(u64::try_from(core.host.boot_ms() - began).unwrap_or(u64::MAX));
                 if waited >= DESTROY_WAITED_FOR {
@@ -83,12 +83,13 @@ impl From<ApiError> for NotBegun {
 async fn try_start(
     core: &Arc<Core>,
     request: &DeployRequest,
+    at: &Location,
     image: &Image,
     actor: &Actor,
 ) -> Result<DeployAnswer, NotBegun> {
     may_begin(core)?;
     let seen = look(core).await;
-    let (_, inventory) = one_region(&seen, request)?;
+    let inventory = picture(&seen, at)?;
     let mut tx = core.ledger.begin().await.map_err(|e| could_not_ask(&e))?;
     if let Some(why) = foreign_mark(&mut tx, inventory, request).await.map_err(|e| could_not_ask(&e))? {
         return Err(error(ErrorKind::Refused, why, Some("`troop ledger adopt --reason …` ends this")).into());
@@ -166,25 +167,48 @@ async fn begin(mut tx: troop_ledger::Tx, push: &Push) -> Result<u64, LedgerError
     Ok(number(id))
 }
 
-/// The region a push is for: this build's clouds have one.
-fn one_region<'a>(seen: &'a Look, request: &DeployRequest) -> Result<(&'a RegionName, &'a Inventory), ApiError> {
-    let [(region, _, shrunk)] = seen.regions.as_slice() else {
-        return Err(error(ErrorKind::Yours, format!("`{}` is in several regions", request.cluster), None));
-    };
+/// Where a push goes: to the location that was named, or to the one that has the cluster, or to the only one there is.
+fn location(seen: &Look, request: &DeployRequest) -> Result<Location, ApiError> {
+    let all: Vec<&Location> = seen.regions.iter().map(|(at, _, _)| at).collect();
+    let listed = |of: &[&Location]| of.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if let Some(named) = &request.location {
+        let known = all.contains(&named);
+        let unknown = || {
+            error(ErrorKind::NotFound, format!("the site has no `{named}`"), Some(&format!("it has {}", listed(&all))))
+        };
+        return if known { Ok(named.clone()) } else { Err(unknown()) };
+    }
+    if let [only] = all.as_slice() {
+        return Ok((*only).clone());
+    }
+    super::super::control::all_read(seen)?;
+    let has = |at: &&Location| seen.inventory(at).is_ok_and(|i| !i.groups_of(&request.cluster).is_empty());
+    let having: Vec<&Location> = all.iter().copied().filter(has).collect();
+    match having.as_slice() {
+        [one] => Ok((*one).clone()),
+        several => {
+            let (what, of) = if several.is_empty() { ("nowhere yet", all.as_slice()) } else { ("in several", several) };
+            let message = format!("`{}` is {what}: say where with `--in ACCOUNT/REGION`", request.cluster);
+            Err(error(ErrorKind::Yours, message, Some(&format!("one of {}", listed(of)))))
+        }
+    }
+}
+
+/// The picture that a push may be begun on.
+fn picture<'a>(seen: &'a Look, at: &Location) -> Result<&'a Inventory, ApiError> {
+    let shrunk = seen.regions.iter().find(|(known, _, _)| known == at).and_then(|(_, _, shrunk)| *shrunk);
     if let Some(shrunk) = shrunk {
         let why = format!("the inventory shrank from {} to {} instances at once", shrunk.from, shrunk.to);
         return Err(error(ErrorKind::Refused, why, Some("three such reads over ten minutes make it the good one")));
     }
-    let inventory = seen.believed(region).map_err(|why| {
-        error(ErrorKind::CouldNotAsk, format!("the inventory of {region} cannot be used: {why}"), None)
-    })?;
-    Ok((region, inventory))
+    seen.believed(at)
+        .map_err(|why| error(ErrorKind::CouldNotAsk, format!("the inventory of {at} cannot be used: {why}"), None))
 }
 
 /// The image that was asked for: a path is stored first, an id must be stored.
-async fn image(core: &Core, region: &RegionName, text: &str) -> Result<Image, ApiError> {
+async fn image(core: &Core, at: &Location, text: &str) -> Result<Image, ApiError> {
     if text.contains('/') || Path::new(text).exists() {
-        return core.world.import_image(Path::new(text)).await.map_err(|e| {
+        return core.world.import_image(at, Path::new(text)).await.map_err(|e| {
             // What the cloud refuses it says with what to do, a full disk as well as a missing manifest.
             let kind = match &e {
                 CloudError::Refused { .. } => ErrorKind::Yours,
@@ -194,7 +218,7 @@ async fn image(core: &Core, region: &RegionName, text: &str) -> Result<Image, Ap
         });
     }
     let id = ImageId::new(text).map_err(|e| error(ErrorKind::Yours, e.to_string(), None))?;
-    let images = core.world.images(region).await.map_err(|e| could_not_ask(&e))?;
+    let images = core.world.images(at).await.map_err(|e| could_not_ask(&e))?;
     let found = images.into_iter().find(|image| image.id == id);
     found.ok_or_else(|| {
         error(ErrorKind::NotFound, format!("there is no image `{id}`"), Some("`troop images` lists them"))
@@ -243,9 +267,9 @@ pub async fn rollback(core: &Arc<Core>, request: RollbackRequest, actor: Actor) 
     }
     let seen = look(core).await;
     let mut tx = core.ledger.begin().await.map_err(|e| could_not_ask(&e))?;
-    let rows = of_cluster(&mut tx, &request).await.map_err(|e| could_not_ask(&e))?;
+    let rows = of_cluster(&mut tx, &request).await?;
     let (id, push) = wanted(&rows, &request)?;
-    let inventory = seen.inventories().find(|inventory| inventory.region == push.region);
+    let inventory = seen.inventories().find(|inventory| inventory.location() == push.location());
     let effect = match ask(&push, newer(id, &rows), &request.reason, core.now()) {
         Answer::Cannot { why } => {
             return Err(error(
@@ -277,16 +301,21 @@ pub async fn rollback(core: &Arc<Core>, request: RollbackRequest, actor: Actor) 
     Ok(RollbackAnswer { schema: SCHEMA, push: number(id), effect, steps })
 }
 
-async fn of_cluster(tx: &mut troop_ledger::Tx, request: &RollbackRequest) -> Result<Vec<PushRow>, LedgerError> {
+/// The pushes of the cluster that is meant, newest first; none where nothing of it is open.
+async fn of_cluster(tx: &mut troop_ledger::Tx, request: &RollbackRequest) -> Result<Vec<PushRow>, ApiError> {
     // A cluster's key begins with account and region, which a person does not type.
-    let open = tx.open_pushes().await?;
-    let of_it = |row: &&PushRow| row.key.rsplit('/').next() == Some(request.cluster.as_str());
-    match open.iter().find(of_it) {
-        Some(row) => {
-            let key = row.key.clone();
-            tx.pushes_of(&key, LOOKED_AT).await
+    let open = tx.open_pushes().await.map_err(|e| could_not_ask(&e))?;
+    let named = |row: &&PushRow| request.push.is_none_or(|push| number(row.id) == push);
+    let of_it = open.iter().filter(|row| row.key.rsplit('/').next() == Some(request.cluster.as_str()));
+    let keys: BTreeSet<String> = of_it.filter(named).map(|row| row.key.clone()).collect();
+    let mut keys = keys.into_iter();
+    match (keys.next(), keys.next()) {
+        (None, _) => Ok(Vec::new()),
+        (Some(key), None) => tx.pushes_of(&key, LOOKED_AT).await.map_err(|e| could_not_ask(&e)),
+        (Some(one), Some(other)) => {
+            let message = format!("{one} and {other} both have a push that is open");
+            Err(error(ErrorKind::Yours, message, Some("name it with `--push N`; `troop pushes` lists them")))
         }
-        None => Ok(Vec::new()),
     }
 }
 

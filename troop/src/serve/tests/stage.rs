@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use troop_cloud::{Cloud, CloudError, Image, Traffic, World};
+use troop_cloud::{Cloud, CloudError, Image, Traffic};
 use troop_ledger::{Ledger, Stamp};
 use troop_policies::draw::SiteSecret;
 use troop_policies::intent::{Intent, Outcome};
@@ -23,6 +23,7 @@ use crate::clock::{self, Calendar};
 use crate::outside::Dial;
 use crate::serve::core::{Core, Parts};
 use crate::state::StateDir;
+use crate::world::{Registry, World};
 
 /// A Tuesday, at a minute inside the demo policy's window.
 pub(super) const IN_WINDOW: &str = "2026-11-24T10:30:00Z";
@@ -163,10 +164,15 @@ impl State {
 impl Fake {
     /// `hello-web-v000` of team demo serves with three instances.
     pub(super) fn new() -> Arc<Self> {
+        Self::of("local")
+    }
+
+    /// The same in an account of its own, whose instances have ids of their own.
+    pub(super) fn of(account: &str) -> Arc<Self> {
         let fake = Self {
-            account: AccountName::new("local").unwrap(),
+            account: AccountName::new(account).unwrap(),
             regions: vec![RegionName::new("r1").unwrap()],
-            state: Mutex::default(),
+            state: Mutex::new(State { next: u32::from(account.as_bytes()[0]) << 16, ..State::default() }),
         };
         let name = GroupName::new("hello-web-v000").unwrap();
         let group = Group {
@@ -203,8 +209,16 @@ impl Fake {
 }
 
 #[async_trait]
-impl World for Fake {
-    async fn registry(&self) -> Result<RegistryView, CloudError> {
+impl Registry for Fake {
+    async fn perform(&self, intent: &Intent, permit: Permit<'_>, now: Timestamp) -> Outcome {
+        Cloud::perform(self, intent, permit, now).await
+    }
+
+    async fn resolve(&self, intent: &Intent) -> Outcome {
+        Cloud::resolve(self, intent).await.unwrap()
+    }
+
+    async fn view(&self) -> Result<RegistryView, String> {
         let state = self.lock();
         let entry = |id: &InstanceId, group: &GroupName| Entry {
             app: "HELLO".to_owned(),
@@ -353,6 +367,17 @@ impl Home {
     }
 
     async fn core(&self, site: Site, world: &Arc<Fake>, agents: Arc<dyn Agents>, calendar: &str) -> Arc<Core> {
+        let world = World::new(vec![world.clone()], Some(world.clone()));
+        self.core_of(site, world, agents, calendar).await
+    }
+
+    /// One of a site of several accounts, without a registry.
+    pub(super) async fn control_plane_over(&self, accounts: &[&Arc<Fake>], calendar: &str) -> Arc<Core> {
+        let clouds = accounts.iter().map(|cloud| Arc::clone(cloud) as Arc<dyn Cloud>).collect();
+        self.core_of(Site::embedded_default(), World::new(clouds, None), Arc::new(NoAgents), calendar).await
+    }
+
+    async fn core_of(&self, site: Site, world: World, agents: Arc<dyn Agents>, calendar: &str) -> Arc<Core> {
         let calendar = Calendar::standing(calendar.parse().unwrap());
         let state = self.state();
         state.create().unwrap();
@@ -365,7 +390,7 @@ impl Home {
                 state,
                 site,
                 ledger,
-                world: Arc::clone(world) as Arc<dyn World>,
+                world,
                 agents,
                 calendar,
                 secret: Ok(SiteSecret::from_bytes([7; 32])),
