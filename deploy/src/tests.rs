@@ -23,7 +23,7 @@ use crate::push::{Phase, Push, PushResult, Settings};
 use crate::rollback::{self, Answer};
 use crate::script;
 use crate::start::{Asked, NotStarted, start};
-use stage::{Driver, World, begin, cluster, group, image, settings};
+use stage::{Driver, World, at, begin, cluster, group, image, settings};
 
 #[test]
 fn a_push_takes_over_and_ends_with_the_old_group_gone() {
@@ -338,7 +338,7 @@ fn an_instance_lost_to_a_recorded_kill_does_not_stop_a_flip_and_one_lost_alone_d
     }
     let lost = world.lose_instance(1);
     world.group_mut(1).size.desired = 2;
-    let kill = OpenAct { team: None, draw_key: None, group: group(1), instance: lost, zone: None };
+    let kill = OpenAct { location: at(), team: None, draw_key: None, group: group(1), instance: lost, zone: None };
     let alone = driver.look(&world);
     assert!(alone.act.is_none() && alone.push.note.contains("not ready"), "{}", alone.push.note);
     world.tick();

@@ -7,14 +7,14 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use crate::gates::Scope;
-use crate::ids::{AccountName, ImageId, InstanceId, RegionName, TeamName, ZoneName};
+use crate::ids::{AccountName, ImageId, InstanceId, Location, RegionName, TeamName, ZoneName};
 use crate::inventory::{Group, Instance, Inventory, Lifecycle, TAG_TEAM, TargetHealth};
 use crate::names::{AppName, GroupName};
 use crate::policy::{
     AppPolicy, ChaosPolicy, Grouping, Holidays, KillStyle, NoNotice, Place, Policy, Rate, SiteCaps, TeamCaps,
 };
 use crate::registry_view::{Entry, RegistryView, Status};
-use crate::situation::{InventorySeen, LedgerSeen, Situation, WindowSeen};
+use crate::situation::{InventorySeen, LedgerSeen, SiteLeash, Situation, WindowSeen};
 use crate::step::Size;
 
 pub(crate) fn now() -> Timestamp {
@@ -133,6 +133,10 @@ pub(crate) fn policy() -> Policy {
     }
 }
 
+pub(crate) fn location() -> Location {
+    "local/r1".parse().unwrap()
+}
+
 pub(crate) fn scope() -> Scope {
     Scope { app: AppName::new("hello").unwrap(), draw_key: "local/r1/hello-web".to_owned() }
 }
@@ -143,7 +147,7 @@ pub(crate) fn situation<'a>(policy: &'a Policy, inventory: &'a Inventory, regist
     Situation {
         now: now(),
         policy: Ok(policy),
-        site_leashed: Ok(false),
+        site_leash: Ok(SiteLeash::Off),
         site_hold_while: Vec::new(),
         holds: BTreeMap::new(),
         site_channels: BTreeSet::new(),

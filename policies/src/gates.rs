@@ -19,7 +19,7 @@ use crate::inventory::{Group, Inventory, Lifecycle, TAG_SPARE};
 use crate::names::{AppName, ClusterName, GroupName};
 use crate::policy::{AppPolicy, LatencyPolicy, Policy};
 use crate::registry_view::Status;
-use crate::situation::{LedgerSeen, Situation, WindowSeen};
+use crate::situation::{LedgerSeen, SiteLeash, Situation, WindowSeen};
 use crate::spared::{Gate, Spared};
 use crate::step::Step;
 
@@ -150,14 +150,23 @@ pub struct Verdict {
     /// Who passed every gate about clusters and instances, also where another gate spares: what `explain` counts, and
     /// from whom a leashed kill would have been drawn. Sorted by bytes.
     pub candidates: Vec<InstanceId>,
+    /// What would be eligible if no other gate spared. Private, so that nobody takes it for the answer.
+    considered: Option<Eligible>,
 }
 
 impl Verdict {
+    /// The step that would end this instance if the gate that spares did not: for whoever only says so.
+    pub fn considered(&self, victim: &InstanceId) -> Option<(Step, Candidate)> {
+        let (step, candidate) = self.considered.as_ref()?.step(victim)?;
+        Some((step, candidate.clone()))
+    }
+
     /// The leash that alone stands between this answer and a kill, if that is so.
     pub fn only_leashed_by(&self) -> Option<&'static str> {
         let mut spared = self.answers.iter().filter_map(|a| a.result.as_ref().err());
         match (spared.next(), spared.next()) {
             (Some(Spared::Leashed { by }), None) => Some(by),
+            (Some(Spared::NotReady { .. }), None) => Some("site"),
             _ => None,
         }
     }
@@ -240,11 +249,15 @@ pub fn ask_about(situation: &Situation<'_>, scope: &Scope, purpose: &Purpose, ha
 
     let ids = candidates.as_ref().map(|c| c.keys().cloned().collect()).unwrap_or_default();
     let spared = answers.iter().find_map(|a| a.result.as_ref().err().cloned());
-    let result = match (spared, candidates, named) {
-        (Some(spared), _, _) | (None, Err(spared), _) | (None, Ok(_), Err(spared)) => Err(spared),
-        (None, Ok(candidates), Ok((_, allowed))) => Ok(Eligible { candidates, allowed, checked_at: situation.now }),
+    let considered = match (candidates, named) {
+        (Err(spared), _) | (Ok(_), Err(spared)) => Err(spared),
+        (Ok(candidates), Ok((_, allowed))) => Ok(Eligible { candidates, allowed, checked_at: situation.now }),
     };
-    Verdict { answers, result, candidates: ids }
+    let (result, considered) = match (spared, considered) {
+        (Some(spared), considered) => (Err(spared), considered.ok()),
+        (None, considered) => (considered, None),
+    };
+    Verdict { answers, result, candidates: ids, considered }
 }
 
 fn app_of<'a>(policy: &'a Policy, scope: &Scope) -> Result<(&'a Policy, &'a AppPolicy), Spared> {
@@ -315,9 +328,10 @@ fn policy_gate(policy: &Policy, app: &AppPolicy, clusters: &mut [Asked<'_>], sco
 }
 
 fn leash_gate(situation: &Situation<'_>, monkey: MonkeyPolicy) -> Result<String, Spared> {
-    match situation.site_leashed {
-        Err(ref why) => Err(Spared::Unknown { what: "the leash", why: why.clone() }),
-        Ok(true) if !crate::sabotaged!("leash_site") => Err(Spared::Leashed { by: "site" }),
+    match &situation.site_leash {
+        Err(why) => Err(Spared::Unknown { what: "the leash", why: why.clone() }),
+        Ok(SiteLeash::On) if !crate::sabotaged!("leash_site") => Err(Spared::Leashed { by: "site" }),
+        Ok(SiteLeash::NotYet { missing }) => Err(Spared::NotReady { missing: missing.clone() }),
         Ok(_) if monkey.leashed && !crate::sabotaged!("leash_app") => Err(Spared::Leashed { by: "policy" }),
         Ok(_) => Ok("unleashed".to_owned()),
     }
@@ -341,13 +355,17 @@ fn ledger<'a>(situation: &'a Situation<'_>) -> Result<&'a LedgerSeen, Spared> {
     situation.ledger.as_ref().map_err(|why| Spared::Unknown { what: "the ledger", why: why.clone() })
 }
 
-fn ledger_gate(seen: &LedgerSeen, clusters: &[Asked<'_>]) -> Result<String, Spared> {
+fn ledger_gate<'a>(seen: &LedgerSeen, clusters: &[Asked<'a>]) -> Result<String, Spared> {
     let mut marks = 0;
-    for group in clusters.iter().flat_map(|asked| asked.inventory.groups_of(asked.cluster)) {
+    let of_cluster = |asked: &Asked<'a>| {
+        let (inventory, groups) = (asked.inventory, asked.inventory.groups_of(asked.cluster));
+        groups.into_iter().map(|group| (inventory.location(), group))
+    };
+    for (at, group) in clusters.iter().flat_map(of_cluster) {
         let Some(tag) = group.tags.get(crate::inventory::TAG_MARK) else { continue };
         marks += 1;
         // A mark that was not looked up is as doubtful as one that is not there.
-        let known = seen.marks.get(&group.name).is_some_and(|m| m.known && m.mark == *tag);
+        let known = seen.marks.get(&(at, group.name.clone())).is_some_and(|m| m.known && m.mark == *tag);
         if !known && !crate::sabotaged!("mark") {
             return Err(Spared::ForeignMark { group: group.name.clone(), mark: tag.clone() });
         }
@@ -417,7 +435,7 @@ fn serving_group<'a>(asked: &Asked<'a>) -> Result<&'a Group, Spared> {
 }
 
 fn push_gate(seen: &LedgerSeen, asked: &Asked<'_>, during_push: bool) -> Result<String, Spared> {
-    match seen.locks.get(asked.cluster) {
+    match seen.locks.get(&(asked.inventory.location(), asked.cluster.clone())) {
         Some(holder) if !during_push && !crate::sabotaged!("push_lock") => {
             Err(Spared::PushInFlight { cluster: asked.cluster.to_string(), holder: holder.clone() })
         }
@@ -467,6 +485,9 @@ fn caps_gate(situation: &Situation<'_>, seen: &LedgerSeen, policy: &Policy) -> R
     {
         return Err(Spared::DayCap { kills: seen.site_kills_today, cap, whose: "the site".to_owned() });
     }
+    if let Some(cap) = situation.site_caps.acts_per_hour.filter(|cap| seen.site_acts_last_hour >= *cap) {
+        return Err(Spared::HourCap { acts: seen.site_acts_last_hour, cap });
+    }
     let open = count(seen.unhealed.iter().filter(|act| act.team.as_ref() == Some(&policy.team)).count());
     if open >= policy.caps.unhealed_at_once && !crate::sabotaged!("team_unhealed_cap") {
         return Err(Spared::UnhealedCap { open, cap: policy.caps.unhealed_at_once, team });
@@ -502,6 +523,26 @@ fn statuses(situation: &Situation<'_>, clusters: &[Asked<'_>]) -> Result<Statuse
     }
 }
 
+/// Whether the site's caps leave room for one more act in this account and zone.
+fn site_room(
+    situation: &Situation<'_>,
+    seen: &LedgerSeen,
+    account: &AccountName,
+    zone: &ZoneName,
+) -> Result<(), Spared> {
+    let in_account = || seen.unhealed.iter().filter(|act| act.location.account == *account);
+    let (open, cap) = (count(in_account().count()), situation.site_caps.unhealed_per_account);
+    if let Some(cap) = cap.filter(|cap| open >= *cap) {
+        return Err(Spared::AccountCap { account: account.clone(), open, cap });
+    }
+    let open = count(in_account().filter(|act| act.zone.as_ref() == Some(zone)).count());
+    let cap = situation.site_caps.unhealed_per_zone;
+    if open >= cap && !crate::sabotaged!("zone_cap") {
+        return Err(Spared::ZoneCap { zone: zone.clone(), open, cap });
+    }
+    Ok(())
+}
+
 fn instance_gate(
     situation: &Situation<'_>,
     app: &Result<(&Policy, &AppPolicy), Spared>,
@@ -517,15 +558,9 @@ fn instance_gate(
         let group = serving_group(asked)?;
         for instance in group.members.values() {
             let spare = |why: String| Spared::NoInstance { group: group.name.clone(), why };
-            let verdict = may_be_hurt(group, instance, statuses, situation.now).map_err(spare).and_then(|()| {
-                let cap = situation.site_caps.unhealed_per_zone;
-                let open = count(seen.unhealed.iter().filter(|act| act.zone.as_ref() == Some(&instance.zone)).count());
-                if open >= cap && !crate::sabotaged!("zone_cap") {
-                    Err(Spared::ZoneCap { zone: instance.zone.clone(), open, cap })
-                } else {
-                    Ok(())
-                }
-            });
+            let verdict = may_be_hurt(group, instance, statuses, situation.now)
+                .map_err(spare)
+                .and_then(|()| site_room(situation, seen, &asked.inventory.account, &instance.zone));
             match verdict {
                 Ok(()) => {
                     let candidate = Candidate {

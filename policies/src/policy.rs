@@ -311,8 +311,11 @@ pub struct Site {
     pub state: Option<PathBuf>,
     pub caps: SiteCaps,
     pub registry_lease: Duration,
+    /// The registry of the accounts' instances; the embedded cloud has its own.
+    pub registry_url: Option<String>,
     /// None: the embedded cloud.
     pub accounts: Vec<Account>,
+    pub aws: Aws,
     /// The SQLite file of the ledger, where the file names one.
     pub ledger: Option<PathBuf>,
     /// Where the embedded balancer listens, always on the loopback, where the file says so.
@@ -339,6 +342,8 @@ impl Site {
             caps: SiteCaps::default(),
             registry_lease: EMBEDDED_LEASE,
             accounts: Vec::new(),
+            aws: Aws::default(),
+            registry_url: None,
             ledger: None,
             balancer: None,
             agents: None,
@@ -383,19 +388,57 @@ pub enum ChannelKind {
 pub struct Account {
     pub name: AccountName,
     pub role: Option<String>,
-    pub regions: Vec<RegionName>,
+    pub regions: BTreeMap<RegionName, RegionSettings>,
+}
+
+/// AWS, over all accounts.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Aws {
+    /// Where every request goes instead of AWS.
+    pub endpoint: Option<String>,
+}
+
+/// What a region of an account has to be told.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RegionSettings {
+    /// ARNs of load balancers whose listeners Troop may route on. Those that already send to a group of Troop's are found
+    /// by themselves; a cluster's first group needs its balancer here.
+    pub load_balancers: Vec<String>,
+    /// From what a cluster's first group is made. Later ones are made as the one before.
+    pub first: Option<FirstGroup>,
+}
+
+/// The settings of a cluster's first group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FirstGroup {
+    /// The id of the launch template whose default version is taken, with another image.
+    pub launch_template: String,
+    /// Ids of subnets; those in the group's zones are taken.
+    pub subnets: Vec<String>,
+    /// The port on which instances answer.
+    pub port: u16,
+    /// The path that the balancer asks for.
+    pub health_path: String,
+    /// How often the balancer asks, in seconds (5 to 300).
+    pub health_every_s: u16,
+    /// How long a new instance may take before its health counts, in seconds.
+    pub grace_s: u32,
 }
 
 /// Caps over all teams.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SiteCaps {
     pub kills_per_day: Option<u32>,
+    /// Acts an hour, of all monkeys over all teams.
+    pub acts_per_hour: Option<u32>,
+    /// Unhealed acts an account over all teams.
+    pub unhealed_per_account: Option<u32>,
     /// Unhealed acts a zone over all teams. 1 by default, so that two teams' kills never add up to a lost zone.
     pub unhealed_per_zone: u32,
 }
 
 impl Default for SiteCaps {
     fn default() -> Self {
-        Self { kills_per_day: None, unhealed_per_zone: 1 }
+        Self { kills_per_day: None, acts_per_hour: None, unhealed_per_account: None, unhealed_per_zone: 1 }
     }
 }

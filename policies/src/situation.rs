@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{InstanceId, TeamName, ZoneName};
+use crate::ids::{InstanceId, Location, TeamName, ZoneName};
 use crate::inventory::Inventory;
 use crate::names::{ClusterName, GroupName};
 use crate::policy::{Policy, Recipient, SiteCaps};
@@ -20,7 +20,7 @@ pub struct Situation<'a> {
     /// Real time, for ages and health. The scheduler's calendar comes in through `window` and `history` alone.
     pub now: Timestamp,
     pub policy: Reading<&'a Policy>,
-    pub site_leashed: Reading<bool>,
+    pub site_leash: Reading<SiteLeash>,
     pub site_caps: SiteCaps,
     /// Hold signals of the whole site, beside those of the app.
     pub site_hold_while: Vec<String>,
@@ -72,18 +72,31 @@ pub enum WindowSeen {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct LedgerSeen {
     /// For each group that carries a mark: whether the ledger holds the event it names.
-    pub marks: BTreeMap<GroupName, MarkSeen>,
+    pub marks: BTreeMap<(Location, GroupName), MarkSeen>,
     /// Who holds which cluster's lock.
-    pub locks: BTreeMap<ClusterName, String>,
+    pub locks: BTreeMap<(Location, ClusterName), String>,
     pub history: ScopeHistory,
     /// Kills today, on the calendar of the policy's zone, of the team and of the site.
     pub team_kills_today: u32,
     pub site_kills_today: u32,
+    /// Acts of all monkeys in the hour before now, of all teams.
+    pub site_acts_last_hour: u32,
     /// Acts that have not healed: open intents, and kills whose group is not whole yet.
     pub unhealed: Vec<OpenAct>,
     /// How each recipient of the team stands, where the policy wants nothing to happen while it is not told. One that is not
     /// here was not looked up, which spares.
     pub notices: BTreeMap<Recipient, Reading<NoticesSeen>>,
+}
+
+/// The site's leash.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SiteLeash {
+    On,
+    Off,
+    /// The site file says that it is off, but what a site needs before it may harm anybody is not there.
+    NotYet {
+        missing: String,
+    },
 }
 
 /// How it stands with one recipient.
@@ -130,6 +143,7 @@ pub struct UnhealedMark {
 /// An act that took, or may take, capacity and has not been made good.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenAct {
+    pub location: Location,
     pub team: Option<TeamName>,
     pub draw_key: Option<String>,
     pub group: GroupName,

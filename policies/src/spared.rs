@@ -77,6 +77,8 @@ pub enum Spared {
     Exempt { why: String },
     #[error("leashed ({by}): it would only be noted")]
     Leashed { by: &'static str },
+    #[error("unleashed by the site file, but not ready: {missing}; it would only be noted")]
+    NotReady { missing: String },
     #[error("halted since {since} by {who}: {why}")]
     Halted { who: String, since: String, why: String },
     #[error("{what} cannot be known: {why}")]
@@ -119,6 +121,10 @@ pub enum Spared {
     DayCap { kills: u32, cap: u32, whose: String },
     #[error("{open} acts of team `{team}` have not healed; {cap} at once is its cap")]
     UnhealedCap { open: u32, cap: u32, team: String },
+    #[error("{acts} acts in the last hour; {cap} is the site's cap")]
+    HourCap { acts: u32, cap: u32 },
+    #[error("{open} unhealed acts in account {account}; {cap} is the site's cap")]
+    AccountCap { account: AccountName, open: u32, cap: u32 },
     #[error("{open} unhealed acts in zone {zone}; {cap} is the site's cap")]
     ZoneCap { zone: ZoneName, open: u32, cap: u32 },
     #[error("`{group}` is not whole: {why}")]
@@ -148,7 +154,7 @@ impl Spared {
             | Self::NotTheirs { .. }
             | Self::Exempt { .. }
             | Self::NotOnMenu { .. } => Gate::Policy,
-            Self::Leashed { .. } => Gate::Leash,
+            Self::Leashed { .. } | Self::NotReady { .. } => Gate::Leash,
             Self::Halted { .. } => Gate::Halt,
             Self::Clock { .. } => Gate::Clock,
             Self::ForeignMark { .. } => Gate::Ledger,
@@ -161,7 +167,11 @@ impl Spared {
             | Self::DrilledToday { .. }
             | Self::StillHealing { .. }
             | Self::Unhealed { .. } => Gate::History,
-            Self::DayCap { .. } | Self::UnhealedCap { .. } | Self::ZoneCap { .. } => Gate::Caps,
+            Self::DayCap { .. }
+            | Self::HourCap { .. }
+            | Self::UnhealedCap { .. }
+            | Self::AccountCap { .. }
+            | Self::ZoneCap { .. } => Gate::Caps,
             Self::NotWhole { .. } | Self::Uneven { .. } | Self::HeldByCloud { .. } | Self::FailedLaunch { .. } => {
                 Gate::Group
             }

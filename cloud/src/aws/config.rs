@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+pub use troop_policies::policy::{FirstGroup, RegionSettings as RegionConfig};
 use troop_policies::{AccountName, RegionName};
 
 /// Reads the wall clock. Handed in, since nothing here reads it.
@@ -33,8 +33,26 @@ pub struct Patience {
     /// How long a snapshot may be handed out again. A poll of 500 groups takes 5 to 10 calls of a bucket that all tools of the
     /// account share; what this client changes makes it read anew at once.
     pub snapshot_reused_for: Duration,
+    /// How long a judgment by CloudWatch takes at least: its counts are sums of whole minutes, taken three minutes late.
+    pub soak_min: Duration,
     /// How many times the usual pace calls are made: 1 for AWS, more for a test's server, which nobody shares.
     pub pace: u32,
+}
+
+impl Patience {
+    /// For a server on this machine that stands in for AWS: nobody shares its buckets, and it answers from one copy.
+    #[must_use]
+    pub fn with_a_stand_in() -> Self {
+        Self {
+            backoff: Duration::from_millis(100),
+            look_every: Duration::from_millis(200),
+            settle: Duration::from_millis(100),
+            snapshot_reused_for: Duration::from_secs(1),
+            soak_min: Duration::ZERO,
+            pace: 50,
+            ..Self::default()
+        }
+    }
 }
 
 impl Default for Patience {
@@ -48,6 +66,7 @@ impl Default for Patience {
             look_every: Duration::from_secs(1),
             settle: Duration::from_secs(2),
             snapshot_reused_for: Duration::from_secs(15),
+            soak_min: Duration::from_secs(600),
             pace: 1,
         }
     }
@@ -98,45 +117,4 @@ impl fmt::Debug for Credentials {
             Self::Static { key_id, .. } => write!(f, "Static({key_id})"),
         }
     }
-}
-
-/// One region of an account.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RegionConfig {
-    /// ARNs of load balancers whose listeners Troop may route on. Those that already send to a group of Troop's are found
-    /// by themselves; a cluster's first group needs its balancer here.
-    #[serde(default)]
-    pub load_balancers: Vec<String>,
-    /// From what a cluster's first group is made. Later ones are made as the one before.
-    #[serde(default)]
-    pub first: Option<FirstGroup>,
-}
-
-/// The settings of a cluster's first group.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct FirstGroup {
-    /// The id of the launch template whose default version is taken, with another image.
-    pub launch_template: String,
-    /// Ids of subnets; those in the group's zones are taken.
-    pub subnets: Vec<String>,
-    /// The port on which instances answer.
-    pub port: u16,
-    /// The path that the balancer asks for.
-    pub health_path: String,
-    /// How often the balancer asks, in seconds (5 to 300).
-    #[serde(default = "ten")]
-    pub health_every_s: u16,
-    /// How long a new instance may take before its health counts, in seconds.
-    #[serde(default = "three_hundred")]
-    pub grace_s: u32,
-}
-
-fn ten() -> u16 {
-    10
-}
-
-fn three_hundred() -> u32 {
-    300
 }

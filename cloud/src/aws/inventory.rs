@@ -60,8 +60,12 @@ pub(crate) async fn read(
     memory: &Memory,
     now: Timestamp,
 ) -> Result<Snapshot, Fault> {
-    let (all, instances, activities, zones) =
-        futures::try_join!(auto_scaling_groups(wire), instances(wire), activities(wire, now), zones(wire, memory))?;
+    let (all, instances, activities, zones) = futures::try_join!(
+        auto_scaling_groups(wire),
+        instances(wire),
+        activities(wire, now),
+        zones(wire, config, memory)
+    )?;
     let total = all.len();
     let named = |group: AutoScalingGroup| Some((GroupName::new(group.auto_scaling_group_name()?).ok()?, group));
     let groups: BTreeMap<GroupName, AutoScalingGroup> = all.into_values().filter_map(named).collect();
@@ -216,8 +220,15 @@ fn failed_launches(activities: &[Activity]) -> BTreeMap<String, Timestamp> {
     failed
 }
 
-async fn zones(wire: &Wire, memory: &Memory) -> Result<BTreeSet<ZoneName>, Fault> {
+/// The zones in which a cluster's first group may be: those of the subnets that are named for it, else all of the region.
+async fn zones(wire: &Wire, config: &RegionConfig, memory: &Memory) -> Result<BTreeSet<ZoneName>, Fault> {
     let asking = || async {
+        if let Some(first) = &config.first {
+            let ask = || wire.ec2.describe_subnets().set_subnet_ids(Some(first.subnets.clone())).send();
+            let answer = wire.read(Call::DescribeSubnets, ask).await?;
+            let zones = answer.subnets().iter().filter_map(|subnet| ZoneName::new(subnet.availability_zone()?).ok());
+            return Ok(zones.collect());
+        }
         let call = Call::DescribeAvailabilityZones;
         let answer = wire.read(call, || wire.ec2.describe_availability_zones().send()).await?;
         let zones = answer.availability_zones().iter().filter_map(|zone| ZoneName::new(zone.zone_name()?).ok());

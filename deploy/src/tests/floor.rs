@@ -3,7 +3,7 @@
 use jiff::SignedDuration;
 use troop_policies::situation::OpenAct;
 
-use super::stage::{Driver, World, begin, group, image};
+use super::stage::{Driver, World, at, begin, group, image};
 use crate::machine::Newer;
 use crate::push::{Phase, Push, PushResult};
 use crate::rollback::{self, Answer};
@@ -22,7 +22,8 @@ fn a_ready_group_that_serves_with_less_than_the_old_one_is_not_flipped_to() {
         driver.step(&mut world);
     }
     let instance = world.lose_instance(1);
-    world.open_acts = vec![OpenAct { team: None, draw_key: None, group: group(1), instance, zone: None }];
+    world.open_acts =
+        vec![OpenAct { location: at(), team: None, draw_key: None, group: group(1), instance, zone: None }];
     world.tick();
     driver.step(&mut world);
     // The kill is on record, so it is ready; but two would serve where three did.
@@ -41,7 +42,8 @@ fn the_old_group_stays_enabled_while_the_new_one_is_below_the_floor() {
     driver.run(&mut world, |push| push.phase == Phase::Disable);
     world.boot_ticks = 1_000;
     let lost = world.lose_instance(1);
-    let kill = |n| OpenAct { team: None, draw_key: None, group: group(n), instance: lost.clone(), zone: None };
+    let kill =
+        |n| OpenAct { location: at(), team: None, draw_key: None, group: group(n), instance: lost.clone(), zone: None };
     for (open_acts, steps_on) in [(vec![], false), (vec![kill(0)], false), (vec![kill(1)], true)] {
         world.open_acts = open_acts;
         let next = driver.look(&world);

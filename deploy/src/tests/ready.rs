@@ -4,7 +4,7 @@ use troop_policies::inventory::{Instance, Lifecycle};
 use troop_policies::registry_view::Status;
 use troop_policies::situation::OpenAct;
 
-use super::stage::{World, group, image};
+use super::stage::{World, at, group, image};
 use crate::ready::{self, Wanted, ZONES_MIN};
 
 fn missing(world: &World, count: u32) -> Option<String> {
@@ -88,7 +88,8 @@ fn each_check_says_what_it_misses() {
 fn one_that_an_act_hurts_is_excused_and_counts_for_nothing() {
     let mut world = World::new(4);
     let slow = member(&mut world, 1).id.clone();
-    world.open_acts = vec![OpenAct { team: None, draw_key: None, group: group(0), instance: slow, zone: None }];
+    world.open_acts =
+        vec![OpenAct { location: at(), team: None, draw_key: None, group: group(0), instance: slow, zone: None }];
     assert_eq!(missing(&world, 4), None, "three serve unhurt, and one is excused");
     // Another that is ill is not excused by it, and the slow one does not stand in for it.
     member(&mut world, 2).target = None;
@@ -100,7 +101,14 @@ fn a_recorded_kill_excuses_its_own_group_and_no_other() {
     let mut world = World::new(4);
     let killed = member(&mut world, 1).id.clone();
     world.group_mut(0).members.remove(&killed);
-    let kill = |n| OpenAct { team: None, draw_key: None, group: group(n), instance: killed.clone(), zone: None };
+    let kill = |n| OpenAct {
+        location: at(),
+        team: None,
+        draw_key: None,
+        group: group(n),
+        instance: killed.clone(),
+        zone: None,
+    };
     world.open_acts = vec![kill(1)];
     assert_eq!(missing(&world, 4).as_deref(), Some("count: 3 of 4 members"));
     // What is left, 2+0+1, is uneven by that kill alone.

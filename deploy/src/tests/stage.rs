@@ -12,7 +12,7 @@ use troop_policies::registry_view::Status;
 use troop_policies::situation::OpenAct;
 use troop_policies::step::{Size, Step};
 use troop_policies::{
-    AccountName, ClusterName, GroupName, ImageId, InstanceId, IntentId, RegionName, TeamName, ZoneName,
+    AccountName, ClusterName, GroupName, ImageId, InstanceId, IntentId, Location, RegionName, TeamName, ZoneName,
 };
 use troop_policies::{guard, inventory};
 
@@ -24,6 +24,11 @@ use crate::start::{Asked, start};
 
 pub(super) fn cluster() -> ClusterName {
     ClusterName::new("hello-web").unwrap()
+}
+
+/// Where the cluster of all tests is.
+pub(super) fn at() -> Location {
+    "local/r1".parse().unwrap()
 }
 
 pub(super) fn group(n: u32) -> GroupName {

@@ -31,6 +31,8 @@ pub(crate) struct RawSite {
     pub caps: Option<Sp<RawSiteCaps>>,
     /// The service registry.
     pub registry: Option<Sp<RawRegistry>>,
+    /// AWS, over all accounts.
+    pub aws: Option<Sp<RawAws>>,
     /// The cloud accounts. None: the embedded cloud.
     #[serde(default)]
     #[schemars(length(max = 200))]
@@ -56,6 +58,12 @@ pub(crate) struct RawSiteCaps {
     /// Kills a day over all teams, at most.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub kills_per_day: Option<Sp<u32>>,
+    /// Acts of all monkeys within an hour over all teams, at most. Needed on AWS before anything is harmed.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub acts_per_hour: Option<Sp<u32>>,
+    /// Acts in one account that have not healed yet, over all teams. Needed on AWS before anything is harmed.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub unhealed_per_account: Option<Sp<u32>>,
     /// Acts in one zone that have not healed yet, over all teams (1 unless said otherwise).
     #[schemars(range(min = 1, max = 100_000))]
     pub unhealed_per_zone: Option<Sp<u32>>,
@@ -67,6 +75,17 @@ pub(crate) struct RawSiteCaps {
 pub(crate) struct RawRegistry {
     /// How long an entry lives without a heartbeat (`90s`; on the embedded cloud `3s`).
     pub lease: Option<Sp<DurationText>>,
+    /// The base address of the registry that the accounts' instances use, such as `http://eureka.internal:8761`: a `troop registry`.
+    /// Without one none counts, and an image that requires it is never ready.
+    pub url: Option<Sp<String>>,
+}
+
+/// AWS, over all accounts.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawAws {
+    /// Where every request goes instead of AWS, such as `http://127.0.0.1:5000`: a server that stands in for it.
+    pub endpoint: Option<Sp<String>>,
 }
 
 /// One account of a cloud.
@@ -81,6 +100,44 @@ pub(crate) struct RawAccount {
     /// The regions that are looked at. One that is not named is never touched.
     #[schemars(required, length(min = 1, max = 100), extend("uniqueItems" = true, "examples" = [["us-east-1"]]))]
     pub regions: Option<Vec<Sp<String>>>,
+    /// What a region has to be told, by the region's name.
+    #[serde(default)]
+    #[schemars(extend("maxProperties" = 100))]
+    pub region: BTreeMap<Sp<String>, Sp<RawRegion>>,
+}
+
+/// What a region of an account has to be told.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawRegion {
+    /// ARNs of load balancers on which Troop may route; those that already send to a group of Troop's are found by themselves.
+    #[serde(default)]
+    #[schemars(length(max = 200), extend("uniqueItems" = true))]
+    pub load_balancers: Vec<Sp<String>>,
+    /// From what a cluster's first group is made; later ones are made as the one before.
+    pub first: Option<Sp<RawFirst>>,
+}
+
+/// The settings of a cluster's first group.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawFirst {
+    /// The id of the launch template whose default version is taken, with another image.
+    #[schemars(required, length(max = 128))]
+    pub launch_template: Option<Sp<String>>,
+    /// Ids of subnets; those in the group's zones are taken.
+    #[schemars(required, length(min = 1, max = 100), extend("uniqueItems" = true))]
+    pub subnets: Option<Vec<Sp<String>>>,
+    /// The port on which instances answer.
+    #[schemars(required, range(min = 1, max = 65_535))]
+    pub port: Option<Sp<u16>>,
+    /// The path that the balancer asks for.
+    #[schemars(required, length(max = 1_024))]
+    pub health_path: Option<Sp<String>>,
+    /// How often the balancer asks (`10s`; from 5 to 300 s).
+    pub health_every: Option<Sp<DurationText>>,
+    /// How long a new instance may take before its health counts (`5m`).
+    pub grace: Option<Sp<DurationText>>,
 }
 
 /// Where the acts are recorded.

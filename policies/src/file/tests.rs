@@ -6,7 +6,7 @@ mod limits;
 
 use super::*;
 use crate::names::AppName;
-use crate::policy::{ChannelKind, DnsFault, Grouping, KillStyle, NoNotice};
+use crate::policy::{ChannelKind, DnsFault, Grouping, KillStyle, NoNotice, RegionSettings};
 
 const SHOP: &str = include_str!("../../examples/shop.toml");
 const SITE: &str = r#"site = "acme"
@@ -14,13 +14,26 @@ leashed = true
 policies = "/etc/troop/policies"
 [caps]
 kills_per_day = 20
+acts_per_hour = 4
+unhealed_per_account = 2
 unhealed_per_zone = 1
 [registry]
 lease = "90s"
+url = "http://eureka.internal:8761"
+[aws]
+endpoint = "http://127.0.0.1:5000"
 [[accounts]]
 name = "prod"
 role = "arn:aws:iam::123456789012:role/troop-read"
 regions = ["us-east-1", "eu-west-1"]
+[accounts.region.eu-west-1]
+load_balancers = ["arn:aws:elasticloadbalancing:eu-west-1:123456789012:loadbalancer/app/web/50dc6c495c0c9188"]
+[accounts.region.eu-west-1.first]
+launch_template = "lt-0a1b"
+subnets = ["subnet-1", "subnet-2"]
+port = 8080
+health_path = "/health"
+grace = "2m"
 [listeners]
 balancer = "127.0.0.1:8080"
 [agents]
@@ -478,7 +491,15 @@ fn reads_every_key_of_the_site_file() {
     assert_eq!((site.name.as_str(), site.leashed), ("acme", true));
     assert_eq!(site.caps.kills_per_day, Some(20));
     assert_eq!(site.registry_lease.as_secs(), 90);
-    assert_eq!(site.accounts[0].regions.len(), 2);
+    assert_eq!((site.caps.acts_per_hour, site.caps.unhealed_per_account), (Some(4), Some(2)));
+    assert_eq!(site.registry_url.as_deref(), Some("http://eureka.internal:8761"));
+    assert_eq!(site.aws.endpoint.as_deref(), Some("http://127.0.0.1:5000"));
+    let regions: Vec<_> = site.accounts[0].regions.iter().map(|(name, told)| (name.as_str(), told)).collect();
+    assert_eq!(regions[1], ("us-east-1", &RegionSettings::default()));
+    let ("eu-west-1", RegionSettings { load_balancers, first: Some(first) }) = regions[0] else {
+        panic!("{regions:?}")
+    };
+    assert_eq!((load_balancers.len(), first.subnets.len(), first.health_every_s, first.grace_s), (1, 2, 10, 120));
     assert_eq!(site.balancer.unwrap().port(), 8080);
     let agents = site.agents.unwrap();
     assert_eq!((agents.address.port(), agents.key_file.as_path()), (7443, std::path::Path::new("agents.key")));
@@ -514,6 +535,16 @@ fn a_site_file_with_mistakes_is_refused() {
         ("regions = [\"us-east-1\", \"eu-west-1\"]", "regions = []"),
         ("regions = [\"us-east-1\", \"eu-west-1\"]", "regions = [\"us-east-1\", \"us-east-1\"]"),
         ("\"arn:aws:iam::123456789012:role/troop-read\"", "\"troop-read\""),
+        ("acts_per_hour = 4", "acts_per_hour = 0"),
+        ("\"http://127.0.0.1:5000\"", "\"127.0.0.1:5000\""),
+        ("\"http://eureka.internal:8761\"", "\"eureka\""),
+        ("[accounts.region.eu-west-1]", "[accounts.region.eu-west-2]"),
+        ("loadbalancer/app/web/50dc6c495c0c9188", "targetgroup/web/1"),
+        ("\"lt-0a1b\"", "\"web\""),
+        ("\"subnet-1\"", "\"vpc-1\""),
+        ("\"/health\"", "\"health\""),
+        ("port = 8080", "port = 0"),
+        ("grace = \"2m\"", "grace = \"3h\""),
         ("[listeners]", "[[accounts]]\nname = \"prod\"\nregions = [\"us-west-2\"]\n[listeners]"),
         ("\"127.0.0.1:8080\"", "\"0.0.0.0:8080\""),
         ("\"127.0.0.1:8080\"", "\"8080\""),

@@ -6,7 +6,9 @@ use crate::inventory::{TAG_MARK, TAG_TEAM};
 use crate::policy::{ChaosPolicy, KillStyle};
 use crate::policy::{Exception, Grouping, NoNotice, Recipient};
 use crate::registry_view::RegistryView;
-use crate::situation::{Halted, LastKill, MarkSeen, NoticesSeen, OpenAct, ScopeHistory, Shrunk, UnhealedMark};
+use crate::situation::{
+    Halted, LastKill, MarkSeen, NoticesSeen, OpenAct, ScopeHistory, Shrunk, SiteLeash, UnhealedMark,
+};
 use crate::step::How;
 
 struct World {
@@ -131,8 +133,8 @@ fn every_gate_says_what_it_found() {
     let name = fixture::group_name("hello-web-v000");
     let mut situation = busy.situation();
     let ledger = situation.ledger.as_mut().unwrap();
-    ledger.marks.insert(name.clone(), MarkSeen { mark: "17".to_owned(), known: true });
-    ledger.locks.insert(name.cluster().clone(), "push 7".to_owned());
+    ledger.marks.insert((fixture::location(), name.clone()), MarkSeen { mark: "17".to_owned(), known: true });
+    ledger.locks.insert((fixture::location(), name.cluster().clone()), "push 7".to_owned());
     ledger.history.last_kill = Some(kill(2, false));
     ledger.team_kills_today = 1;
     for signal in ["http://a/", "http://b/"] {
@@ -176,7 +178,7 @@ fn a_scope_reaches_its_own_clusters_and_no_others() {
 fn every_doubt_spares() {
     let why = || "cannot be read".to_owned();
     assert_eq!(spared_with(|s| s.policy = Err(why())), Gate::Policy);
-    assert_eq!(spared_with(|s| s.site_leashed = Err(why())), Gate::Leash);
+    assert_eq!(spared_with(|s| s.site_leash = Err(why())), Gate::Leash);
     assert_eq!(spared_with(|s| s.halt = Err(why())), Gate::Halt);
     assert_eq!(spared_with(|s| s.clock = Err(why())), Gate::Clock);
     assert_eq!(spared_with(|s| s.ledger = Err(why())), Gate::Ledger);
@@ -191,7 +193,8 @@ fn every_doubt_spares() {
 fn halt_leash_window_and_clock_spare() {
     let halted = Halted { who: "ana".to_owned(), at: now(), why: "incident".to_owned() };
     assert_eq!(spared_with(|s| s.halt = Ok(Some(halted))), Gate::Halt);
-    assert_eq!(spared_with(|s| s.site_leashed = Ok(true)), Gate::Leash);
+    assert_eq!(spared_with(|s| s.site_leash = Ok(SiteLeash::On)), Gate::Leash);
+    assert_eq!(spared_with(|s| s.site_leash = Ok(SiteLeash::NotYet { missing: "a cap".to_owned() })), Gate::Leash);
     let shut = WindowSeen::Shut { why: "shut".to_owned(), opens: None };
     assert_eq!(spared_with(|s| s.window = Ok(shut)), Gate::Window);
     let mut leashed = world();
@@ -262,9 +265,9 @@ fn a_mark_that_the_ledger_lacks_spares() {
     let name = fixture::group_name("hello-web-v000");
     let seen = |known| MarkSeen { mark: "17 2026-11-24T09:00:00Z".to_owned(), known };
     let mut situation = world.situation();
-    situation.ledger.as_mut().unwrap().marks.insert(name.clone(), seen(false));
+    situation.ledger.as_mut().unwrap().marks.insert((fixture::location(), name.clone()), seen(false));
     assert_eq!(sparing(&ask(&situation, &scope(), &Purpose::Drawn)), Gate::Ledger);
-    situation.ledger.as_mut().unwrap().marks.insert(name, seen(true));
+    situation.ledger.as_mut().unwrap().marks.insert((fixture::location(), name), seen(true));
     assert!(ask(&situation, &scope(), &Purpose::Drawn).result.is_ok());
 }
 
@@ -273,7 +276,7 @@ fn a_push_spares_unless_the_policy_allows_it() {
     let mut world = world();
     let cluster = fixture::group_name("hello-web-v000").cluster().clone();
     let lock = |s: &mut Situation<'_>| {
-        s.ledger.as_mut().unwrap().locks.insert(cluster.clone(), "push 7".to_owned());
+        s.ledger.as_mut().unwrap().locks.insert((fixture::location(), cluster.clone()), "push 7".to_owned());
     };
     assert_eq!(spared_with(lock), Gate::Push);
     world.chaos().during_push = true;
@@ -337,6 +340,7 @@ fn a_drill_is_not_bound_by_min_or_one_a_day_but_comes_once() {
 #[test]
 fn caps_spare() {
     let open = |zone: &str, team: &str| OpenAct {
+        location: fixture::location(),
         team: crate::ids::TeamName::new(team).ok(),
         draw_key: None,
         group: fixture::group_name("other-v000"),
@@ -361,6 +365,24 @@ fn caps_spare() {
         let result = ask(&situation, &scope(), &Purpose::Drawn).result;
         assert_eq!(result.err().map(|reason| reason.gate()), spared, "{kills} kills");
     }
+
+    let mut situation = world.situation();
+    situation.site_caps.acts_per_hour = Some(2);
+    for (acts, spared) in [(1, None), (2, Some(Gate::Caps)), (3, Some(Gate::Caps))] {
+        situation.ledger.as_mut().unwrap().site_acts_last_hour = acts;
+        let result = ask(&situation, &scope(), &Purpose::Drawn).result;
+        assert_eq!(result.err().map(|reason| reason.gate()), spared, "{acts} acts");
+    }
+
+    // Unhealed acts of another account are none of this one's, nor of its zones, which have the same names.
+    let mut situation = world.situation();
+    situation.site_caps.unhealed_per_account = Some(1);
+    let elsewhere = OpenAct { location: "other/r1".parse().unwrap(), ..open("r1a", "other") };
+    situation.ledger.as_mut().unwrap().unhealed.push(elsewhere);
+    assert_eq!(ask(&situation, &scope(), &Purpose::Drawn).result.unwrap().ids().len(), 3);
+    situation.ledger.as_mut().unwrap().unhealed.push(open("r1z", "other"));
+    let spared = ask(&situation, &scope(), &Purpose::Drawn).result.unwrap_err();
+    assert!(matches!(spared, Spared::AccountCap { open: 1, cap: 1, .. }), "{spared}");
 
     // Another team's unhealed act takes out its zone, and only that.
     let mut situation = world.situation();
@@ -415,6 +437,7 @@ fn the_floor_holds_and_open_intents_count_as_lost() {
     world.policy.apps.values_mut().next().unwrap().min_serving = 3;
     assert_eq!(sparing(&world.ask()), Gate::Floor);
     let act = OpenAct {
+        location: fixture::location(),
         team: None,
         draw_key: None,
         group: fixture::group_name("hello-web-v000"),

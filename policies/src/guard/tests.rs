@@ -84,6 +84,7 @@ fn what_is_being_ended_counts_as_gone_once_and_the_last_one_is_never_taken() {
     let group = web();
     let take = |ended: &[&str], keep: u32| {
         let open = ended.iter().map(|text| OpenAct {
+            location: crate::fixture::location(),
             team: None,
             draw_key: None,
             group: group.name.clone(),
@@ -121,6 +122,7 @@ fn asked(world: &Inventory, step: &Step, floor: u32) -> Result<(), Unsafe> {
 /// The same while acts on these instances are open.
 fn asked_while(world: &Inventory, hurt: &[&str], step: &Step, floor: u32) -> Result<(), Unsafe> {
     let open = |text: &&str| OpenAct {
+        location: crate::fixture::location(),
         team: None,
         draw_key: None,
         group: group_name("hello-web-v001"),

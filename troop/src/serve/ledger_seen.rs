@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize as _;
 use troop_ledger::{EventId, IntentFilter, IntentRow, LedgerError, MarkRow, Tx};
 use troop_policies::intent::Cause;
@@ -13,7 +13,7 @@ use troop_policies::policy::{NoNotice, Recipient};
 use troop_policies::situation::{
     LastKill, LedgerSeen, MarkSeen, NoticesSeen, OpenAct, Reading, ScopeHistory, UnhealedMark,
 };
-use troop_policies::{ClusterName, GroupName, InstanceId};
+use troop_policies::{ClusterName, GroupName, InstanceId, Location};
 
 use super::policy_store::TeamPolicy;
 use crate::records::{
@@ -72,7 +72,8 @@ pub async fn read(
     let team_kills_today = count(today.iter().filter(|row| row.team.as_deref() == Some(team)).count());
     let notices = notices(tx, about).await?;
     let site_kills_today = count(today.len());
-    Ok(LedgerSeen { marks, locks, history, team_kills_today, site_kills_today, unhealed, notices })
+    let site_acts_last_hour = acts_in_last_hour(tx, about.calendar_now).await?;
+    Ok(LedgerSeen { marks, locks, history, team_kills_today, site_kills_today, site_acts_last_hour, unhealed, notices })
 }
 
 /// How each recipient of the team stands; nothing is asked where the policy does not want to know.
@@ -107,11 +108,11 @@ fn count(n: usize) -> u32 {
 pub(super) async fn marks(
     tx: &mut Tx,
     inventories: impl Iterator<Item = &Inventory>,
-) -> Result<BTreeMap<GroupName, MarkSeen>, LedgerError> {
+) -> Result<BTreeMap<(Location, GroupName), MarkSeen>, LedgerError> {
     let mut seen = BTreeMap::new();
     let tagged: Vec<_> = inventories
-        .flat_map(|i| i.groups.values())
-        .filter_map(|g| g.tags.get(TAG_MARK).map(|mark| (g.name.clone(), mark.clone())))
+        .flat_map(|i| i.groups.values().map(move |g| (i, g)))
+        .filter_map(|(i, g)| g.tags.get(TAG_MARK).map(|mark| ((i.location(), g.name.clone()), mark.clone())))
         .collect();
     for (group, mark) in tagged {
         let known = match parse_mark(&mark) {
@@ -139,7 +140,7 @@ fn parse_mark(text: &str) -> Option<(EventId, Timestamp)> {
     Some((EventId(id.parse().ok()?), at.parse().ok()?))
 }
 
-async fn locks(tx: &mut Tx) -> Result<BTreeMap<ClusterName, String>, LedgerError> {
+async fn locks(tx: &mut Tx) -> Result<BTreeMap<(Location, ClusterName), String>, LedgerError> {
     let rows = tx.locks().await?;
     Ok(rows.into_iter().filter_map(|row| lock_cluster(&row.name).map(|cluster| (cluster, row.holder))).collect())
 }
@@ -149,8 +150,9 @@ pub fn lock_name(inventory: &Inventory, cluster: &ClusterName) -> String {
     format!("{}/{}/{cluster}", inventory.account, inventory.region)
 }
 
-fn lock_cluster(name: &str) -> Option<ClusterName> {
-    ClusterName::new(name.rsplit('/').next()?).ok()
+fn lock_cluster(name: &str) -> Option<(Location, ClusterName)> {
+    let (location, cluster) = name.rsplit_once('/')?;
+    Some((location.parse().ok()?, ClusterName::new(cluster).ok()?))
 }
 
 /// Acts that took, or may have taken, capacity and are not made good: open terminations, and kills that are healing.
@@ -169,6 +171,7 @@ pub async fn open_acts(tx: &mut Tx) -> Result<Vec<OpenAct>, LedgerError> {
     let acts = bodies.into_values().filter_map(|IntentBody { intent, zone }| {
         let instance = intent.step.victim()?.clone();
         Some(OpenAct {
+            location: intent.location(),
             team: intent.cause.team().cloned(),
             draw_key: intent.cause.draw_key().map(str::to_owned),
             group: intent.step.group().clone(),
@@ -183,6 +186,17 @@ pub async fn open_acts(tx: &mut Tx) -> Result<Vec<OpenAct>, LedgerError> {
 fn counts(row: &IntentRow) -> bool {
     let unknown = row.outcome.as_deref() == Some("unknown");
     row.outcome.as_deref() != Some("refused") && !(unknown && troop_policies::sabotaged!("unknown_counts"))
+}
+
+/// Acts of every monkey, whoever asked for them.
+async fn acts_in_last_hour(tx: &mut Tx, now: Timestamp) -> Result<u32, LedgerError> {
+    let since = now.checked_sub(SignedDuration::from_hours(1)).unwrap_or(Timestamp::MIN);
+    let mut acts = 0;
+    for kind in [Acts::Kills.kind(), Acts::Faults.kind()] {
+        let filter = IntentFilter { kind: Some(kind.to_owned()), since: Some(since), ..IntentFilter::default() };
+        acts += tx.intents(&filter).await?.iter().filter(|row| counts(row)).count();
+    }
+    Ok(count(acts))
 }
 
 async fn acts_since(tx: &mut Tx, about: About<'_>, zone: &TimeZone) -> Result<Vec<IntentRow>, LedgerError> {
