@@ -10,13 +10,15 @@ pub mod local;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
+use std::time::Duration;
 
 use async_trait::async_trait;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use troop_policies::intent::{Intent, Outcome};
 use troop_policies::inventory::Inventory;
 use troop_policies::leash::Permit;
+use troop_policies::step::Step;
 use troop_policies::{AccountName, ClusterName, GroupName, ImageId, RegionName};
 
 /// Why a cloud could not be asked. (What it answered to a change is an [`Outcome`].)
@@ -68,6 +70,27 @@ pub struct Traffic {
 /// Upper bounds of [`Traffic::buckets`], in milliseconds.
 pub const TRAFFIC_BUCKETS_MS: [u32; 15] = [1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 987, 2584];
 
+/// A site that wants to be the only one in a region.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claimant {
+    /// The site's name, which another site is told.
+    pub site: String,
+    /// What tells it from another site of the same name: the fingerprint of its secret.
+    pub fingerprint: String,
+}
+
+/// Who may harm in a region.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Claim {
+    Ours,
+    /// Another site was first.
+    Theirs {
+        site: String,
+        /// How people give that claim up.
+        release: String,
+    },
+}
+
 /// One account's cloud.
 ///
 /// # Contract
@@ -102,6 +125,31 @@ pub trait Cloud: Send + Sync + fmt::Debug {
 
     /// Writes the tag `troop:mark` on the intent's group after the intent was settled. Writing it twice is harmless.
     async fn mark(&self, intent: &Intent, mark: &str) -> Result<(), CloudError>;
+
+    /// How long a judgment of [`Cloud::traffic`] takes at least, since counts come late and in lumps.
+    fn soak_min(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    /// How far the cloud's clock was ahead of this host's when it last answered, as far as its answers tell; `None` where the
+    /// cloud shares this host's clock, or has not answered yet.
+    fn clock_offset(&self) -> Option<SignedDuration> {
+        None
+    }
+
+    /// Claims a region for a site, so that no other site harms anybody there. A cloud that only this site can reach
+    /// needs no claim.
+    async fn claim(&self, region: &RegionName, claimant: &Claimant) -> Result<Claim, CloudError> {
+        let (_, _) = (region, claimant);
+        Ok(Claim::Ours)
+    }
+
+    /// The calls that performing a step will make, in their order and in words, for whoever wants to know before; none where the
+    /// cloud's own way of being called is nobody's business.
+    async fn calls_for(&self, region: &RegionName, step: &Step) -> Result<Vec<String>, CloudError> {
+        let (_, _) = (region, step);
+        Ok(Vec::new())
+    }
 
     /// Stores a directory or tarball as an image; the same content gives the same id. The embedded cloud only.
     async fn import_image(&self, path: &Path) -> Result<Image, CloudError>;

@@ -3,6 +3,7 @@
 //! This is the only crate that joins the others: it reads the wall clock ([`clock`]), saves what the pure parts decide,
 //! and carries it out. Layers and arrows are in docs/architecture.md.
 
+pub mod accounts;
 pub mod agents;
 pub mod api;
 pub mod ask;

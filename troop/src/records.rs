@@ -288,6 +288,9 @@ pub struct NoticesBody {
     pub plans_told: Vec<Date>,
     /// Set from a notice that was not taken until one is.
     pub failing: Option<NoticesFailing>,
+    /// When a notice was taken last, in real time.
+    #[serde(default)]
+    pub taken_at: Option<Timestamp>,
 }
 
 /// See [`NoticesBody::failing`].

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -12,6 +13,7 @@ use troop_policies::intent::{Intent, Outcome};
 use troop_policies::inventory::Inventory;
 use troop_policies::leash::Permit;
 use troop_policies::registry_view::RegistryView;
+use troop_policies::step::Step;
 use troop_policies::{AccountName, ClusterName, GroupName, Location};
 use troop_registry::client::RegistryClient;
 
@@ -109,12 +111,17 @@ impl World {
         self.cloud(&at.account)?.traffic(&at.region, cluster).await
     }
 
+    /// How long a soak there lasts at least ([`Cloud::soak_min`]).
+    pub fn soak_min(&self, at: &Location) -> Duration {
+        self.cloud(&at.account).map_or(Duration::ZERO, |cloud| cloud.soak_min())
+    }
+
     /// Carries out the intent's step, in the registry or in its account's cloud.
     pub async fn perform(&self, intent: &Intent, permit: Permit<'_>, now: Timestamp) -> Outcome {
         if intent.step.is_for_registry() {
             return match &self.registry {
                 Some(registry) => registry.perform(intent, permit, now).await,
-                None => Outcome::refused(NO_REGISTRY),
+                None => Outcome::done(NO_REGISTRY),
             };
         }
         match self.cloud(&intent.account) {
@@ -131,11 +138,18 @@ impl World {
         if intent.step.is_for_registry() {
             return Ok(match &self.registry {
                 Some(registry) => registry.resolve(intent).await,
-                // It may have had one when the step was begun; what was there is gone with it.
-                None => Outcome::refused(NO_REGISTRY),
+                None => Outcome::done(NO_REGISTRY),
             });
         }
         self.cloud(&intent.account)?.resolve(intent).await
+    }
+
+    /// The calls that a step of the cloud's will make ([`Cloud::calls_for`]).
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn calls_for(&self, at: &Location, step: &Step) -> Result<Vec<String>, CloudError> {
+        self.cloud(&at.account)?.calls_for(&at.region, step).await
     }
 
     /// Writes the tag `troop:mark` on the intent's group.
@@ -169,4 +183,5 @@ impl World {
     }
 }
 
-const NO_REGISTRY: &str = "the site has no service registry";
+/// There is no entry that a step of the registry could be about, so that all it wants is so. A way back must not fail for it.
+const NO_REGISTRY: &str = "the site has no service registry: nothing to be done there";

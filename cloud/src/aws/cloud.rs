@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 use troop_policies::intent::{Intent, Outcome};
 use troop_policies::inventory::{Inventory, TAG_MARK};
@@ -19,8 +20,8 @@ use super::fault::{Fault, Kind};
 use super::gatekeeper::{self, ACT_MAX, Gatekeeper};
 use super::inventory::{self, Memory, Snapshot};
 use super::wire::Wire;
-use super::{acts, images, traffic};
-use crate::{Cloud, CloudError, Image, Traffic};
+use super::{acts, claim, images, traffic};
+use crate::{Claim, Claimant, Cloud, CloudError, Image, Traffic};
 
 /// One account at AWS.
 #[derive(Debug)]
@@ -157,7 +158,7 @@ impl AwsCloud {
         last.as_ref().map(|(snapshot, _)| snapshot.skipped)
     }
 
-    fn place(&self, region: &RegionName) -> Result<&Place, CloudError> {
+    pub(crate) fn place(&self, region: &RegionName) -> Result<&Place, CloudError> {
         self.places.get(region).ok_or_else(|| CloudError::Refused {
             account: self.config.account.clone(),
             why: format!("region `{region}` is not among those of the account's configuration"),
@@ -225,6 +226,23 @@ impl Cloud for AwsCloud {
             Err(fault) if fault.kind == Kind::NotFound && matches!(intent.step, Step::Destroy { .. }) => Ok(()),
             other => self.seen(other),
         }
+    }
+
+    fn soak_min(&self) -> Duration {
+        self.config.patience.soak_min
+    }
+
+    fn clock_offset(&self) -> Option<SignedDuration> {
+        self.gatekeeper.clock_offset()
+    }
+
+    async fn claim(&self, region: &RegionName, claimant: &Claimant) -> Result<Claim, CloudError> {
+        self.seen(claim::take(self.place(region)?, claimant).await)
+    }
+
+    async fn calls_for(&self, region: &RegionName, step: &Step) -> Result<Vec<String>, CloudError> {
+        let calls = Self::calls_for(self, region, step).await?;
+        Ok(calls.iter().map(ToString::to_string).collect())
     }
 
     async fn import_image(&self, path: &Path) -> Result<Image, CloudError> {

@@ -11,12 +11,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use aws_smithy_runtime_api::box_error::BoxError;
-use aws_smithy_runtime_api::client::interceptors::context::BeforeTransmitInterceptorContextRef;
+use aws_smithy_runtime_api::client::interceptors::context::{
+    BeforeDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextRef,
+};
 use aws_smithy_runtime_api::client::interceptors::{Intercept, dyn_dispatch_hint};
 use aws_smithy_runtime_api::client::orchestrator::Metadata;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::config_bag::ConfigBag;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::calls::Call;
 use super::config::Clock;
@@ -40,6 +42,8 @@ pub(crate) async fn within<T>(until: Timestamp, act: impl Future<Output = T>) ->
 pub(crate) struct Gatekeeper {
     clock: Clock,
     sent: Arc<Mutex<BTreeMap<Call, u64>>>,
+    /// How far AWS's clock was ahead of ours at its last answer.
+    offset: Arc<Mutex<Option<SignedDuration>>>,
 }
 
 impl std::fmt::Debug for Gatekeeper {
@@ -61,12 +65,17 @@ pub(crate) enum NotSent {
 
 impl Gatekeeper {
     pub(crate) fn new(clock: Clock) -> Self {
-        Self { clock, sent: Arc::default() }
+        Self { clock, sent: Arc::default(), offset: Arc::default() }
     }
 
     /// How many requests of each kind were let out.
     pub(crate) fn sent(&self) -> BTreeMap<Call, u64> {
         self.sent.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// How far AWS's clock was ahead of ours at its last answer, to the second and the answer's way.
+    pub(crate) fn clock_offset(&self) -> Option<SignedDuration> {
+        *self.offset.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Whether a call may leave now.
@@ -91,7 +100,7 @@ impl Intercept for Gatekeeper {
 
     fn read_before_transmit(
         &self,
-        _context: &BeforeTransmitInterceptorContextRef<'_>,
+        context: &BeforeTransmitInterceptorContextRef<'_>,
         _components: &RuntimeComponents,
         config: &mut ConfigBag,
     ) -> Result<(), BoxError> {
@@ -99,10 +108,35 @@ impl Intercept for Gatekeeper {
             config.load::<Metadata>().map_or(("", ""), |metadata| (metadata.service(), metadata.name()));
         let unknown = || NotSent::NotOurs { service: service.to_owned(), operation: operation.to_owned() };
         let call = Call::of(service, operation).ok_or_else(unknown)?;
-        self.may_leave(call)?;
+        if !is_dry_run(context.request().body().bytes()) {
+            self.may_leave(call)?;
+        }
         *self.sent.lock().unwrap_or_else(std::sync::PoisonError::into_inner).entry(call).or_default() += 1;
         Ok(())
     }
+
+    fn read_before_deserialization(
+        &self,
+        context: &BeforeDeserializationInterceptorContextRef<'_>,
+        _components: &RuntimeComponents,
+        _config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        if let Some(theirs) = context.response().headers().get("date").and_then(http_date) {
+            let ahead = theirs.duration_since((self.clock)());
+            *self.offset.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(ahead);
+        }
+        Ok(())
+    }
+}
+
+/// Whether a form says that nothing is to be done.
+fn is_dry_run(form: Option<&[u8]>) -> bool {
+    form.is_some_and(|form| form.split(|byte| *byte == b'&').any(|field| field == b"DryRun=true"))
+}
+
+/// A date as HTTP writes it (RFC 9110, section 5.6.7, the fixed form).
+fn http_date(text: &str) -> Option<Timestamp> {
+    jiff::fmt::rfc2822::parse(text).ok().map(|zoned| zoned.timestamp())
 }
 
 #[cfg(test)]
@@ -111,6 +145,21 @@ mod tests {
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
+    }
+
+    #[test]
+    fn the_clock_of_an_answer_is_read() {
+        assert_eq!(http_date("Thu, 01 Jan 1970 00:01:40 GMT"), Some(at(100)));
+        assert_eq!((http_date("yesterday"), http_date("")), (None, None));
+    }
+
+    #[test]
+    fn a_dry_run_says_so_in_a_field_of_its_own() {
+        assert!(is_dry_run(Some(b"Action=TerminateInstances&DryRun=true&InstanceId.1=i-1")));
+        for form in ["Action=TerminateInstances&Name=x%26DryRun=true", "DryRun=false", "NotDryRun=true", ""] {
+            assert!(!is_dry_run(Some(form.as_bytes())), "{form}");
+        }
+        assert!(!is_dry_run(None));
     }
 
     #[tokio::test]

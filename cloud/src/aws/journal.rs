@@ -222,7 +222,7 @@ fn written(outcome: &Outcome) -> String {
 }
 
 /// A template must hold something; this would launch nothing, for it names no image.
-fn nothing() -> RequestLaunchTemplateData {
+pub(crate) fn nothing() -> RequestLaunchTemplateData {
     RequestLaunchTemplateData::builder().instance_initiated_shutdown_behavior(ShutdownBehavior::Terminate).build()
 }
 

@@ -12,9 +12,13 @@ mod acts;
 #[cfg(feature = "aws")]
 mod balancing;
 #[cfg(feature = "aws")]
+mod claim;
+#[cfg(feature = "aws")]
 mod cloud;
 #[cfg(feature = "aws")]
 mod config;
+#[cfg(feature = "aws")]
+pub mod doctor;
 #[cfg(feature = "aws")]
 mod fault;
 #[cfg(feature = "aws")]
@@ -29,6 +33,8 @@ mod inventory;
 mod journal;
 #[cfg(feature = "aws")]
 mod limiter;
+#[cfg(feature = "aws")]
+pub mod operator;
 #[cfg(feature = "aws")]
 mod raw;
 #[cfg(feature = "aws")]

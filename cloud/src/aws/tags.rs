@@ -20,6 +20,9 @@ pub(crate) const GROUP: &str = "troop:group";
 pub(crate) const CLUSTER: &str = "troop:cluster";
 /// On a launch template that is an entry of the journal: `intent` or `fence`.
 pub(crate) const JOURNAL: &str = "troop:journal";
+/// On the launch template that is a site's claim: the site's name, and what tells it from another of that name.
+pub(crate) const SITE: &str = "troop:site";
+pub(crate) const SITE_FINGERPRINT: &str = "troop:site-fingerprint";
 /// On an image: package and version, as bakeries write it.
 pub(crate) const APPVERSION: &str = "appversion";
 /// On an image: `required` where its instances serve only once they are UP in the registry.

@@ -114,6 +114,18 @@ impl Wire {
         self.repeated(call, ask, CHANGE_ATTEMPTS, passes).await
     }
 
+    /// Asks whether a change would be allowed. The gatekeeper lets it out because it says that it is a dry run.
+    ///
+    /// # Errors
+    /// The [`Fault`], which is also how EC2 says yes.
+    pub(crate) async fn dry_run<T, E, A>(&self, call: Call, ask: impl Fn() -> A) -> Result<T, Fault>
+    where
+        A: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
+        self.repeated(call, ask, READ_ATTEMPTS, |fault| fault.kind == Kind::Throttled).await
+    }
+
     async fn repeated<T, E, A>(
         &self,
         call: Call,

@@ -271,6 +271,7 @@ pub(crate) mod tests {
                 calendar: jiff::Timestamp::UNIX_EPOCH,
                 site: "s".to_owned(),
                 site_leashed: true,
+                not_ready: Vec::new(),
                 registry: "0 entries".to_owned(),
                 policies: Vec::new(),
                 troubles: Vec::new(),

@@ -63,6 +63,9 @@ pub struct KillAnswer {
     pub group: Option<GroupName>,
     /// The exact steps, in words.
     pub steps: Vec<String>,
+    /// For `plan`: the calls that the first step will make of the cloud, where those are known.
+    #[serde(default)]
+    pub calls: Vec<String>,
     pub intent: Option<String>,
     /// `planned`, `done`, `refused` or `unknown`.
     pub outcome: String,
@@ -267,6 +270,9 @@ pub struct LiveView {
     pub calendar: Timestamp,
     pub site: String,
     pub site_leashed: bool,
+    /// What keeps a site leashed that is unleashed by its file.
+    #[serde(default)]
+    pub not_ready: Vec<String>,
     pub registry: String,
     pub policies: Vec<PolicyView>,
     /// What could not be read at the last look, in words.

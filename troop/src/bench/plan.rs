@@ -15,7 +15,7 @@ use troop_policies::gates::{self, Purpose, Scope};
 use troop_policies::inventory::Inventory;
 use troop_policies::plan::PlanVerdict;
 use troop_policies::policy::Site;
-use troop_policies::situation::{InventorySeen, LedgerSeen, Situation};
+use troop_policies::situation::{InventorySeen, LedgerSeen, SiteLeash, Situation};
 use troop_scheduler::plan::{ByTeam, PlanInput, plan_day, scopes_of};
 
 use super::fleet::{self, Fleet, Window};
@@ -208,7 +208,7 @@ fn asked(teams: &[&Arc<TeamPolicy>], seen: &Look) -> Result<(f64, usize), BenchE
         let situation = Situation {
             now: seen.at,
             policy: Ok(&team.policy),
-            site_leashed: Ok(false),
+            site_leash: Ok(SiteLeash::Off),
             site_caps: Default::default(),
             site_hold_while: Vec::new(),
             holds: Default::default(),

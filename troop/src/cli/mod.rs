@@ -11,6 +11,8 @@ mod curl;
 mod demand;
 mod demo;
 mod deploy;
+#[cfg(feature = "aws")]
+mod doctor;
 mod explain;
 mod fault_args;
 mod follow;
@@ -31,6 +33,7 @@ mod progress;
 mod registry;
 mod rows;
 mod sample;
+mod serve;
 mod status;
 mod stored;
 mod up;
@@ -60,7 +63,7 @@ struct Cli {
 enum Command {
     Demo(demo::DemoArgs),
     Up(up::UpArgs),
-    Serve(ServeArgs),
+    Serve(serve::ServeArgs),
     Registry(registry::RegistryArgs),
     SampleApp(sample::SampleArgs),
     Status(status::StatusArgs),
@@ -92,12 +95,6 @@ enum Command {
     Bench(bench::BenchCommand),
 }
 
-/// Run the control plane of real clouds
-///
-/// This build knows only the embedded cloud, whose control plane `troop up` starts and keeps running.
-#[derive(Debug, clap::Args)]
-struct ServeArgs {}
-
 /// Runs one command line, the program's name first. Ends the process itself only where a second Ctrl-C asks for it, or
 /// where whoever reads our output went away.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
@@ -121,7 +118,7 @@ fn run(cli: Cli) -> Result<Code, CliError> {
     match cli.command {
         Command::Demo(args) => demo::run(&cx, args),
         Command::Up(args) => up::run(&cx, args),
-        Command::Serve(ServeArgs {}) => serve(),
+        Command::Serve(args) => serve::run(&cx, &args),
         Command::Registry(args) => registry::run(&cx, &args),
         Command::SampleApp(args) => sample::run(&args),
         Command::Status(args) => context::block_on(status::run(&cx, &args)),
@@ -144,13 +141,8 @@ fn run(cli: Cli) -> Result<Code, CliError> {
         Command::Halt(args) => context::block_on(halt::halt(&cx, &args)),
         Command::Resume(args) => context::block_on(halt::resume(&cx, &args)),
         Command::Clear(args) => context::block_on(halt::clear(&cx, &args)),
-        Command::Aws(command) => aws::run(&command),
+        Command::Aws(command) => aws::run(&cx, &command),
         Command::Ledger(command) => ledger::run(&cx, command),
         Command::Bench(command) => bench::run(command),
     }
-}
-
-fn serve() -> Result<Code, CliError> {
-    let what = "this build has no cloud but the embedded one, and its control plane is started by `troop up`";
-    Err(CliError::new(Code::Unavailable, what).hint("type `troop up`; `troop serve` comes with AWS"))
 }

@@ -52,6 +52,11 @@ pub(super) fn run(cx: &Context, args: UpArgs) -> Result<Code, CliError> {
     logging::for_a_person();
     let read = site::read(args.site.as_deref()).map_err(|e| CliError::of(Code::Input, &e))?;
     read.warnings.iter().for_each(|warning| ui::note(warning));
+    if let Some(account) = read.site.accounts.first() {
+        let what =
+            format!("the site file names account `{}`, and `troop up` starts the embedded cloud alone", account.name);
+        return Err(CliError::new(Code::Input, what).hint("`troop serve` looks after accounts"));
+    }
     let state = match (cx.state_flag(), &read.site.state) {
         (None, Some(path)) => Context::new(Some(path.clone())).state()?,
         (Some(_), _) | (None, None) => cx.state()?,

@@ -87,7 +87,7 @@ pub fn situation<'a>(
     Situation {
         now,
         policy: current_policy(core, wanted),
-        site_leashed: Ok(core.site.leashed),
+        site_leash: Ok(core.leash()),
         site_caps: core.site.caps.clone(),
         site_hold_while: core.site.hold_while.clone(),
         holds: seen.holds.clone(),

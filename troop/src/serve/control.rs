@@ -179,6 +179,7 @@ impl ControlPlane for Control {
             calendar: core.calendar_now(),
             site: core.site.name.clone(),
             site_leashed: core.site.leashed,
+            not_ready: core.not_ready(),
             registry,
             policies: policies.files.iter().map(view).collect(),
             troubles: core.troubles(),
@@ -352,7 +353,7 @@ impl ControlPlane for Control {
             let marks = ledger_seen::marks(&mut tx, seen.inventories()).await?;
             let foreign: Vec<_> = marks.into_iter().filter(|(_, mark)| !mark.known).collect();
             let adopted: Vec<_> =
-                foreign.into_iter().map(|(group, mark)| AdoptedMark { group, mark: mark.mark }).collect();
+                foreign.into_iter().map(|((_, group), mark)| AdoptedMark { group, mark: mark.mark }).collect();
             for mark in &adopted {
                 tx.set_mark(MARK_ADOPTED, &mark.mark, serde_json::Value::Null).await?;
             }

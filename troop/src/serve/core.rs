@@ -6,18 +6,19 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Notify;
 use troop_ledger::{EventId, Ledger, NewEvent};
 use troop_policies::draw::SiteSecret;
 use troop_policies::plausible::{self, Memory};
 use troop_policies::policy::Site;
-use troop_policies::situation::Halted;
+use troop_policies::situation::{Halted, SiteLeash};
 use troop_policies::{InstanceId, IntentId, Location};
 
 use super::holds::Holds;
 use super::host::{Host, Process};
 use super::policy_store::Policies;
+use super::ready;
 use crate::agents::Agents;
 use crate::ask::Asker;
 use crate::clock::{Calendar, JumpWatch};
@@ -25,6 +26,9 @@ use crate::outside::Dial;
 use crate::records::{RECORD_VERSION, Record};
 use crate::state::StateDir;
 use crate::world::World;
+
+/// How far the cloud's clock and ours may be apart: what is done within a window, and the age of what is seen, is told by it.
+const CLOCK_APART_MAX: SignedDuration = SignedDuration::from_secs(30);
 
 /// The control plane's shared parts. Cheap to clone through its `Arc`.
 pub struct Core {
@@ -41,6 +45,8 @@ pub struct Core {
     pub started_at: Timestamp,
     pub jump: JumpWatch,
     pub policies: ArcSwap<Policies>,
+    /// What keeps a site leashed that is unleashed by its file ([`super::ready`]).
+    pub not_ready: ArcSwap<Vec<String>>,
     /// Told when a kill was carried out: from then on it is watched closely.
     pub struck: Notify,
     memories: Mutex<BTreeMap<Location, Memory>>,
@@ -84,7 +90,8 @@ impl Core {
     /// A control plane on another host than this process.
     pub fn on(host: Arc<dyn Host>, parts: Parts) -> Arc<Self> {
         let (now, boot_ms) = (host.now(), host.boot_ms());
-        Arc::new(Self {
+        let core = Self {
+            not_ready: ArcSwap::default(),
             state: parts.state,
             site: parts.site,
             policies_dir: parts.policies_dir,
@@ -102,7 +109,25 @@ impl Core {
             ended: Mutex::default(),
             in_hand: Mutex::default(),
             troubles: Mutex::default(),
-        })
+        };
+        if ready::concerns(&core) {
+            core.not_ready.store(Arc::new(vec![ready::NOT_CHECKED.to_owned()]));
+        }
+        Arc::new(core)
+    }
+
+    /// The site's leash, by its file and by what it needs before it may harm anybody.
+    pub fn leash(&self) -> SiteLeash {
+        if self.site.leashed {
+            return SiteLeash::On;
+        }
+        let missing = self.not_ready.load();
+        if missing.is_empty() { SiteLeash::Off } else { SiteLeash::NotYet { missing: missing.join("; ") } }
+    }
+
+    /// What keeps a site leashed that is unleashed by its file.
+    pub fn not_ready(&self) -> Vec<String> {
+        if self.site.leashed { Vec::new() } else { self.not_ready.load().as_ref().clone() }
     }
 
     /// Real time, now.
@@ -131,7 +156,15 @@ impl Core {
     /// # Errors
     /// What the clock gate says.
     pub fn clock(&self) -> Result<(), String> {
-        self.jump.check(self.now(), self.host.boot_ms())
+        self.jump.check(self.now(), self.host.boot_ms())?;
+        for cloud in self.world.clouds() {
+            let apart = cloud.clock_offset().unwrap_or_default();
+            if apart.abs() > CLOCK_APART_MAX && !troop_policies::sabotaged!("clock") {
+                let (seconds, account) = (apart.as_secs_f64(), cloud.account());
+                return Err(format!("the clock of account `{account}` is {seconds:+.0} s from this host's"));
+            }
+        }
+        Ok(())
     }
 
     /// Takes one reading of a region's instance count.

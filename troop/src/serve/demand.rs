@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
-use troop_policies::InstanceId;
 use troop_policies::fault::FaultSpec;
-use troop_policies::gates::{Eligible, Purpose};
+use troop_policies::gates::{Candidate, Eligible, Purpose, Verdict};
 use troop_policies::intent::Outcome;
 use troop_policies::spared::Spared;
 use troop_policies::step::Step;
+use troop_policies::{InstanceId, Location};
 
 use super::act::{self, Struck, Wanted};
-use super::control::{Control, Found, SCHEMA, day_of, error, find};
+use super::control::{Control, Found, SCHEMA, could_not_ask, day_of, error, find};
+use super::core::Core;
 use super::look::look;
 use crate::api::types::{Actor, ApiError, ErrorKind, KillAnswer, KillRequest, LatencyRequest};
 use crate::records::Record;
@@ -68,8 +68,18 @@ pub(super) async fn carry_out(control: &Control, demand: Demand, actor: Actor) -
     let wanted = Wanted { fault: demand.fault, ..control.wanted(&found, purpose, asked) };
     if demand.plan {
         let (_, verdict) = act::ask(core, &wanted).await;
-        let eligible = verdict.result.map_err(|spared| refused(&spared))?;
-        return Ok(planned(&found, &eligible, instance, wanted.fault.as_ref(), core.now()));
+        return match &verdict.result {
+            Ok(eligible) => {
+                let mut answer = planned(core, &found, eligible, instance, wanted.fault.as_ref());
+                answer.calls =
+                    calls(core, &answer, |id| eligible.step(id).map(|(step, at)| (step, at.clone()))).await?;
+                Ok(answer)
+            }
+            Err(spared) if wanted.fault.is_none() && verdict.only_leashed_by().is_some() => {
+                leashed(core, &found, &verdict, instance, spared).await
+            }
+            Err(spared) => Err(refused(spared)),
+        };
     }
     let monkey = wanted.monkey();
     match act::strike(core, wanted).await {
@@ -95,6 +105,7 @@ pub(super) async fn carry_out(control: &Control, demand: Demand, actor: Actor) -
                 zone: Some(zone),
                 group: Some(intent.step.group().clone()),
                 steps: vec![intent.step.to_string()],
+                calls: Vec::new(),
                 intent: Some(intent.id.to_string()),
                 outcome: word.to_owned(),
                 detail,
@@ -123,12 +134,60 @@ fn refused(spared: &Spared) -> ApiError {
     error(ErrorKind::Refused, message, Some("`troop explain` shows every gate"))
 }
 
+/// The calls that the kill will make. Whom it hits is drawn at the act: of several, by the first one's, whose id is left open.
+async fn calls(
+    core: &Core,
+    answer: &KillAnswer,
+    step: impl Fn(&InstanceId) -> Option<(Step, Candidate)>,
+) -> Result<Vec<String>, ApiError> {
+    let Some((id, (step, at))) =
+        answer.victim.as_ref().or(answer.eligible.first()).and_then(|id| Some((id, step(id)?)))
+    else {
+        return Ok(Vec::new());
+    };
+    let at = Location { account: at.account, region: at.region };
+    let calls = core.world.calls_for(&at, &step).await.map_err(|e| could_not_ask(&e))?;
+    let is_open = answer.victim.is_none() && answer.eligible.len() > 1;
+    let named = |call: String| if is_open { call.replace(id.as_str(), "INSTANCE") } else { call };
+    Ok(calls.into_iter().map(named).collect())
+}
+
+/// What a leashed site would do, and that it does not.
+async fn leashed(
+    core: &Core,
+    found: &Found,
+    verdict: &Verdict,
+    instance: Option<InstanceId>,
+    spared: &Spared,
+) -> Result<KillAnswer, ApiError> {
+    let ids = verdict.candidates.clone();
+    let (group, zone) = match instance.as_ref().or(ids.first()).and_then(|id| verdict.considered(id)) {
+        Some((step, at)) => (Some(step.group().clone()), instance.is_some().then_some(at.zone)),
+        None => (None, None),
+    };
+    let mut answer = KillAnswer {
+        schema: SCHEMA,
+        draw_key: found.scope.draw_key.clone(),
+        zone,
+        group,
+        victim: instance,
+        steps: Vec::new(),
+        calls: Vec::new(),
+        eligible: ids,
+        intent: None,
+        outcome: "leashed".to_owned(),
+        detail: format!("spared ({}): {spared}", spared.gate().name()),
+    };
+    answer.calls = calls(core, &answer, |id| verdict.considered(id)).await?;
+    Ok(answer)
+}
+
 fn planned(
+    core: &Core,
     found: &Found,
     eligible: &Eligible,
     instance: Option<InstanceId>,
     fault: Option<&(FaultSpec, Duration)>,
-    now: Timestamp,
 ) -> KillAnswer {
     let step = |id: &InstanceId| match fault {
         None => eligible.step(id),
@@ -145,19 +204,24 @@ fn planned(
         (None, Some((step, _))) => drawn("terminate", step.group()),
         (None, None) => "nothing".to_owned(),
     };
-    let then = match fault {
-        None => ["cancel the victim's registry entry", "watch until the group is whole again"],
+    let then: &[&str] = match fault {
+        None if core.world.has_registry() => {
+            &["cancel the victim's registry entry", "watch until the group is whole again"]
+        }
+        None => &["watch until the group is whole again"],
         Some(_) => {
-            ["measure the round trip before, with and after it", "renew its lease until its time is over, then end it"]
+            &["measure the round trip before, with and after it", "renew its lease until its time is over, then end it"]
         }
     };
+    let now = core.now();
     KillAnswer {
         schema: SCHEMA,
         draw_key: found.scope.draw_key.clone(),
         zone: named.as_ref().map(|(_, candidate)| candidate.zone.clone()),
         group: any.map(|(_, candidate)| candidate.group.clone()),
         victim: instance,
-        steps: [first].into_iter().chain(then.map(str::to_owned)).collect(),
+        steps: [first].into_iter().chain(then.iter().map(|step| (*step).to_owned())).collect(),
+        calls: Vec::new(),
         eligible: ids,
         intent: None,
         outcome: "planned".to_owned(),

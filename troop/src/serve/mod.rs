@@ -19,7 +19,9 @@ pub mod look;
 pub mod notices;
 pub mod planner;
 pub mod policy_store;
+pub mod process;
 pub mod pushes;
+pub mod ready;
 pub mod resolver;
 #[cfg(test)]
 mod tests;
@@ -75,6 +77,7 @@ pub async fn run(core: Arc<Core>, stop: CancellationToken) -> Result<(), RunErro
     parts.spawn(watch_world(Arc::clone(&core)));
     parts.spawn(resolve(Arc::clone(&core)));
     parts.spawn(pushes::drive_all(Arc::clone(&core)));
+    parts.spawn(ready::watch(Arc::clone(&core)));
     if !core.site.channels.is_empty() {
         parts.spawn(notices::run(Arc::clone(&core)));
     }

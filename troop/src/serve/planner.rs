@@ -169,7 +169,7 @@ fn input<'a>(
         day,
         day_key,
         now,
-        site_leashed: core.site.leashed,
+        site_leashed: core.leash() != troop_policies::situation::SiteLeash::Off,
         halted: core.is_halted(),
         scopes,
     }

@@ -7,6 +7,7 @@
 
 mod keep;
 pub mod roles;
+mod seat;
 pub mod stop;
 
 use std::ffi::{OsStr, OsString};
@@ -24,10 +25,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use troop_cloud::local::client::{LocalCloud, SOCKET_PATH_MAX_BYTES};
+use troop_cloud::local::client::LocalCloud;
 use troop_cloud::local::sandbox::{self, Isolation, Sandbox, SandboxError, SandboxSpec};
 
 use self::keep::{Handed, Role};
+pub use self::seat::Seat;
+use self::seat::{Announced, fits, listen, listen_on, take};
 use crate::clock;
 use crate::site::{self, SiteError};
 use crate::state::{StateDir, StateError, write_whole};
@@ -56,7 +59,7 @@ const SANDBOX_ASKED_EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum UpError {
-    #[error("another `troop up` or `troop demo` (pid {pid}) holds `{}`", state.display())]
+    #[error("another `troop up`, `troop serve` or `troop demo` (pid {pid}) holds `{}`", state.display())]
     Taken { pid: String, state: PathBuf },
     #[error(transparent)]
     State(#[from] StateError),
@@ -141,18 +144,6 @@ pub struct Supervisor {
     taken: nix::fcntl::Flock<fs::File>,
 }
 
-/// Files that say that a supervisor runs. A kill leaves them behind, and the next start replaces them.
-#[derive(Debug)]
-struct Announced([PathBuf; 3]);
-
-impl Drop for Announced {
-    fn drop(&mut self) {
-        for path in &self.0 {
-            let _gone = fs::remove_file(path);
-        }
-    }
-}
-
 impl Supervisor {
     /// Takes STATE, opens the listeners and starts the sandbox. `stop` gives the start up.
     ///
@@ -162,13 +153,10 @@ impl Supervisor {
         let state = &options.state;
         let site = site::read(options.site_file.as_deref())?.site;
         let control_path = state.control_socket();
-        let length = control_path.as_os_str().len();
-        if length > SOCKET_PATH_MAX_BYTES {
-            return Err(SandboxError::PathTooLong { path: control_path, length }.into());
-        }
+        fits(&control_path)?;
         state.create()?;
         let taken = take(state)?;
-        let announced = Announced([control_path.clone(), state.up_file(), state.outside_socket()]);
+        let announced = Announced(vec![control_path.clone(), state.up_file(), state.outside_socket()]);
         let balancer = bind(options.port, site.balancer)?;
         let agents = site.agents.as_ref().map(|agents| listen_on(agents.address)).transpose()?;
         let io = |what| move |source| UpError::Io { what, source };
@@ -346,38 +334,6 @@ async fn ended(sandbox: &Mutex<Sandbox>) -> String {
     }
 }
 
-/// Locks STATE for this supervisor. The kernel lets go when the process ends, however it ends.
-fn take(state: &StateDir) -> Result<nix::fcntl::Flock<fs::File>, UpError> {
-    let path = state.lock_file();
-    let io = |source| UpError::Io { what: "open the lock of the state folder", source };
-    let file = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
-    match nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => {
-            fs::write(&path, std::process::id().to_string()).map_err(io)?;
-            Ok(lock)
-        }
-        Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
-            let pid = fs::read_to_string(&path).unwrap_or_default().trim().to_owned();
-            Err(UpError::Taken { pid, state: state.path().to_path_buf() })
-        }
-        Err((_, errno)) => Err(io(errno.into())),
-    }
-}
-
-/// Opens the control socket for its owner alone, in place of a stale one. The lock on STATE says that nobody listens.
-fn listen(path: &Path) -> io::Result<UnixListener> {
-    // No longer than the last name, so that it fits where that one does.
-    let unready = path.with_file_name("control.new");
-    match fs::remove_file(&unready) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        Ok(()) | Err(_) => {}
-    }
-    let listener = UnixListener::bind(&unready)?;
-    fs::set_permissions(&unready, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
-    fs::rename(&unready, path)?;
-    Ok(listener)
-}
-
 fn bind(port: Option<u16>, site: Option<SocketAddr>) -> Result<TcpListener, UpError> {
     let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     match (port, site) {
@@ -385,10 +341,6 @@ fn bind(port: Option<u16>, site: Option<SocketAddr>) -> Result<TcpListener, UpEr
         (None, Some(address)) => listen_on(address),
         (None, None) => listen_on(local(PREFERRED_PORT)).or_else(|_| listen_on(local(0))),
     }
-}
-
-fn listen_on(address: SocketAddr) -> Result<TcpListener, UpError> {
-    TcpListener::bind(address).map_err(|source| UpError::Listen { address, source })
 }
 
 #[cfg(test)]

@@ -18,18 +18,13 @@ use tokio::io::AsyncReadExt as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use troop_cloud::local::agents;
 use troop_cloud::local::balancer::{self, BalancerError};
 use troop_cloud::local::client::LocalCloud;
 use troop_cloud::local::role::{Inherited, begin_role};
-use troop_ledger::{Ledger, Stamp};
-use troop_policies::draw::SiteSecret;
 use troop_registry::client::RegistryClient;
 use troop_registry::server::RegistryError;
 
-use crate::agents::identity::Identity;
-use crate::agents::token::AgentsSecret;
-use crate::agents::{Agents, Hub, Reception};
+use crate::agents::{Agents, Hub};
 use crate::api::peer::serve_passed;
 use crate::api::router::{router, unavailable};
 use crate::clock::{self, Calendar, CalendarFile};
@@ -38,9 +33,10 @@ use crate::logging;
 use crate::outside::Dial;
 use crate::serve::RunError;
 use crate::serve::control::Control;
-use crate::serve::core::{Core, Parts};
+use crate::serve::core::Core;
+use crate::serve::process::{self, Opening};
 use crate::site::{self, SiteError};
-use crate::state::{self, StateDir, StateError};
+use crate::state::{StateDir, StateError};
 use crate::world::{World, chain};
 
 /// The first argument of a role.
@@ -60,10 +56,6 @@ const SERVE_THREADS: usize = 2;
 const SERVE_AGAIN: Duration = Duration::from_secs(2);
 /// How often the demo's calendar is looked at, until it has been let go.
 const CALENDAR_EVERY: Duration = Duration::from_millis(50);
-/// What closing the ledger may take; a ledger that was not closed loses nothing.
-const LEDGER_CLOSES_WITHIN: Duration = Duration::from_millis(200);
-/// The ledger's word for [`SiteSecret::fingerprint`] of the secret it was begun with.
-const META_FINGERPRINT: &str = "site_secret_fingerprint";
 
 #[derive(Debug, thiserror::Error)]
 enum RoleError {
@@ -258,54 +250,11 @@ async fn serve(
     };
     let follow = |path| AbortOnDropHandle::new(tokio::spawn(follow(core.calendar.clone(), path)));
     let _follower = flags.path("--calendar").map(follow);
-    tracing::info!(pid = std::process::id(), site = core.site.name, "the control plane serves");
     let api = router(Arc::new(Control(Arc::clone(&core))));
-    let _received = AbortOnDropHandle::new(tokio::spawn(receive_agents(Arc::clone(&core), hub, agents, stop.clone())));
-    // Whichever ends by itself takes the other along: half a control plane is none.
-    let (served, ran) = tokio::join!(
-        async {
-            let served = serve_passed(connections, api, stop.clone()).await;
-            stop.cancel();
-            served
-        },
-        async {
-            let ran = crate::serve::run(Arc::clone(&core), stop.clone()).await;
-            stop.cancel();
-            ran
-        }
-    );
-    let closing = core.ledger.clone().close();
-    if tokio::time::timeout(LEDGER_CLOSES_WITHIN, closing).await.is_err() {
-        tracing::info!("the ledger was not closed in time; nothing is lost by that");
-    }
+    let served = serve_passed(connections, api, stop.clone());
+    let (served, ran) = process::run(core, served, (hub, agents), stop.clone()).await;
     served.map_err(io)?;
     Ok(ran?)
-}
-
-/// Receives agents: those of the embedded cloud, and where the site has a listener for them those of other machines. Without any,
-/// everything goes on but the latency monkey, which spares for want of an agent.
-async fn receive_agents(core: Arc<Core>, hub: Arc<Hub>, listener: Option<TcpListener>, stop: CancellationToken) {
-    let state = core.state.path();
-    let secret = match AgentsSecret::keep(&agents::secret_file(state)) {
-        Ok(secret) => secret,
-        Err(error) => return tracing::error!(%error, "no agents are received: their secret cannot be kept"),
-    };
-    let reception = Reception::new(hub, secret, stop);
-    let far = async {
-        let Some((listener, files)) = listener.zip(core.site.agents.as_ref()) else { return };
-        let listener = listener.set_nonblocking(true).and_then(|()| tokio::net::TcpListener::from_std(listener));
-        match (listener, Identity::read(files)) {
-            (Ok(listener), Ok(identity)) => reception.clone().on_tls(listener, identity).await,
-            (Err(error), _) => tracing::error!(%error, "no agents of other machines are received"),
-            (_, Err(error)) => tracing::error!(error = chain(&error), "no agents of other machines are received"),
-        }
-    };
-    let near = async {
-        if let Err(error) = reception.clone().on_unix(&agents::socket(state)).await {
-            tracing::error!(error = chain(&error), "no agents of this machine are received");
-        }
-    };
-    tokio::join!(near, far);
 }
 
 /// Makes what the control plane works with.
@@ -326,49 +275,11 @@ async fn core(flags: &Flags, agents: Arc<dyn Agents>) -> Result<Arc<Core>, Strin
             None => return Err(format!("the calendar file `{}` cannot be read", path.display())),
         },
     };
-    let times = calendar.clone();
-    let stamp = move || {
-        let real_at = clock::real_now();
-        Stamp { at: times.at(real_at), real_at }
-    };
-    let ledger = Ledger::open(&state.ledger(), Arc::new(stamp)).await.map_err(|e| chain(&e))?;
-    let secret = secret(&state, &ledger).await;
-    if let Err(why) = &secret {
-        tracing::error!(why, "nothing is planned or done");
-    }
     let registry = flags.registry().map_err(|e| chain(&e))?;
     let registry = RegistryClient::new(format!("http://{registry}")).map_err(|e| chain(&e))?;
     let world = World::new(vec![Arc::new(LocalCloud::new(state.path()))], Some(Arc::new(registry)));
     let dial = Dial::Through(state.outside_socket());
-    Ok(Core::new(Parts { state, site: site.site, policies_dir, ledger, world, agents, calendar, secret }, dial))
-}
-
-/// The site's secret, if it is the one that the ledger was begun with. One is made at the first start only.
-async fn secret(state: &StateDir, ledger: &Ledger) -> Result<SiteSecret, String> {
-    let path = state.secret_file();
-    let shown = path.display();
-    let found = state::read_secret(&path).map_err(|e| format!("{}; nothing is planned or done", chain(&e)))?;
-    let known = ledger.meta(META_FINGERPRINT).await.map_err(|e| chain(&e))?;
-    let secret = match (found, &known) {
-        (Some(secret), _) => secret,
-        (None, None) => match state::make_secret(&path) {
-            Ok(secret) => secret,
-            // Another control plane on this folder was first.
-            Err(e) => state::read_secret(&path).ok().flatten().ok_or_else(|| chain(&e))?,
-        },
-        (None, Some(_)) => {
-            return Err(format!(
-                "`{shown}` is missing, and the ledger was begun with a secret: restore that file; until then nothing is planned or done"
-            ));
-        }
-    };
-    let stored = ledger.set_meta_once(META_FINGERPRINT, &secret.fingerprint()).await.map_err(|e| chain(&e))?;
-    if stored != secret.fingerprint() {
-        return Err(format!(
-            "`{shown}` is not the secret that the ledger was begun with: restore that one; until then nothing is planned or done"
-        ));
-    }
-    Ok(secret)
+    process::open(Opening { state, site: site.site, policies_dir, world, agents, calendar }, dial).await
 }
 
 /// Lets the calendar run as soon as the file says so.
@@ -388,52 +299,11 @@ async fn follow(calendar: Calendar, path: PathBuf) {
 mod tests {
     use super::*;
 
-    async fn opened(state: &StateDir) -> Ledger {
-        let stamp = || Stamp { at: clock::real_now(), real_at: clock::real_now() };
-        Ledger::open(&state.ledger(), Arc::new(stamp)).await.unwrap()
-    }
-
     fn state() -> (tempfile::TempDir, StateDir) {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::find(Some(dir.path()), |_| None).unwrap();
         state.create().unwrap();
         (dir, state)
-    }
-
-    #[tokio::test]
-    async fn a_secret_is_made_at_the_first_start_and_found_at_the_next() {
-        let (_dir, state) = state();
-        let ledger = opened(&state).await;
-        let made = secret(&state, &ledger).await.unwrap();
-        assert_eq!(state::read_secret(&state.secret_file()).unwrap(), Some(made.clone()));
-        assert!(secret(&state, &ledger).await.is_ok_and(|again| again == made));
-    }
-
-    #[tokio::test]
-    async fn a_secret_that_lay_there_first_is_the_ledgers() {
-        let (_dir, state) = state();
-        let laid = state::make_secret(&state.secret_file()).unwrap();
-        let ledger = opened(&state).await;
-        assert!(secret(&state, &ledger).await.is_ok_and(|found| found == laid));
-        assert_eq!(ledger.meta(META_FINGERPRINT).await.unwrap(), Some(laid.fingerprint()));
-    }
-
-    #[tokio::test]
-    async fn another_secret_or_none_spares_everything_and_none_is_made() {
-        let (_dir, state) = state();
-        let ledger = opened(&state).await;
-        secret(&state, &ledger).await.unwrap();
-        let path = state.secret_file();
-        std::fs::remove_file(&path).unwrap();
-        let why = secret(&state, &ledger).await.err().unwrap();
-        assert!(why.contains("is missing"), "{why}");
-        assert!(!path.exists());
-        state::make_secret(&path).unwrap();
-        let why = secret(&state, &ledger).await.err().unwrap();
-        assert!(why.contains("is not the secret"), "{why}");
-        std::fs::write(&path, "short\n").unwrap();
-        let why = secret(&state, &ledger).await.err().unwrap();
-        assert!(why.contains("64 hexadecimal digits"), "{why}");
     }
 
     #[test]

@@ -186,11 +186,18 @@ pub fn rest(view: &StatusView, zones: &Zones, now: Timestamp) -> Vec<String> {
 }
 
 fn control_plane(live: &LiveView, now: Timestamp) -> Vec<String> {
-    let leash = if live.site_leashed { "leashed: it plans and changes nothing" } else { "unleashed" };
+    let leash = match (live.site_leashed, live.not_ready.is_empty()) {
+        (true, _) => "leashed: it plans and changes nothing",
+        (false, true) => "unleashed",
+        (false, false) => "leashed until it is ready, though its file unleashes it",
+    };
+    // Only the embedded cloud has a balancer of ours.
+    let sandbox = if live.balancer.is_some() { " in its sandbox" } else { "" };
     let mut lines = vec![
-        format!("control plane: runs for {}, pid {} in its sandbox", time::since(live.started_at, now), live.pid),
+        format!("control plane: runs for {}, pid {}{sandbox}", time::since(live.started_at, now), live.pid),
         format!("site {}: {leash}", live.site),
     ];
+    lines.extend(live.not_ready.iter().map(|missing| format!("not ready: it needs {missing}")));
     // Only a demo's calendar is elsewhere; a second of difference is the time between two readings.
     if now.duration_since(live.calendar).as_secs().abs() > 1 {
         lines.push(format!(

@@ -3,7 +3,7 @@
 //! The cursor is a mark in the ledger and moves after a notice was taken, so that a crash tells one twice rather than never;
 //! both carry the same id.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::SignedDuration;
@@ -163,10 +163,11 @@ async fn write(
 }
 
 async fn taken(core: &Core, team: &TeamName, to: &Recipient, notice: &Notice, id: EventId) -> Result<(), LedgerError> {
-    let day = words::plan_day(notice);
+    let (day, now) = (words::plan_day(notice), core.now());
     update(core, team, to, |standing| {
         standing.cursor = standing.cursor.max(id.0);
         standing.failing = None;
+        standing.taken_at = Some(now);
         if let Some(day) = day {
             standing.plans_told.retain(|told| *told != day);
             standing.plans_told.push(day);
@@ -238,12 +239,33 @@ async fn give_up(
 /// The ledger's.
 pub(super) async fn works(core: &Core, team: &TeamName, to: &Recipient) -> Result<(), LedgerError> {
     let key = notices_key(team, to);
-    let mark = core.ledger.mark(MARK_NOTICES, &key).await?;
-    let stands = mark.and_then(|mark| serde_json::from_value::<NoticesBody>(mark.body).ok());
-    if stands.is_some_and(|standing| standing.failing.is_some()) {
-        update(core, team, to, |standing| standing.failing = None).await?;
-    }
-    Ok(())
+    let is_new = core.ledger.mark(MARK_NOTICES, &key).await?.is_none();
+    let (newest, now) = (core.ledger.newest_id().await?, core.now());
+    update(core, team, to, |standing| {
+        if is_new {
+            // What was before is history, as at a first start.
+            standing.cursor = standing.cursor.max(newest.map_or(0, |id| id.0));
+        }
+        standing.failing = None;
+        standing.taken_at = Some(now);
+    })
+    .await
+}
+
+/// Whether any recipient of the policies in force, on a channel of the site, took the last notice that it was sent.
+///
+/// # Errors
+/// The ledger's.
+pub async fn any_works(core: &Core) -> Result<bool, LedgerError> {
+    let marks = core.ledger.marks(MARK_NOTICES).await?;
+    let works = |mark: troop_ledger::MarkRow| {
+        let standing = serde_json::from_value::<NoticesBody>(mark.body).ok()?;
+        (standing.failing.is_none() && standing.taken_at.is_some()).then_some(mark.key)
+    };
+    let working: BTreeSet<String> = marks.into_iter().filter_map(works).collect();
+    let policies = core.policies.load();
+    let named = super::recipients(&policies).filter(|(_, to)| core.site.channels.contains_key(&to.channel));
+    Ok(named.into_iter().any(|(team, to)| working.contains(&notices_key(&team, &to))))
 }
 
 /// Whose marks say that they fail, and why, by key.

@@ -27,6 +27,7 @@ use super::policy_store::Policies;
 use crate::records::notices_key;
 use crate::world::chain;
 
+pub use self::follow::any_works;
 pub use self::trial::try_all;
 
 /// How often the ledger is asked for new events.

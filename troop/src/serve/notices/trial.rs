@@ -10,6 +10,7 @@ use super::words::{Notice, harmless};
 use crate::api::types::{Actor, ApiError, ErrorKind, NotifyAnswer, NotifyRequest, RecipientView};
 use crate::serve::control::{SCHEMA, could_not_ask, error};
 use crate::serve::core::Core;
+use crate::serve::ready;
 
 /// Test notices at a time; see the places of the others.
 const AT_ONCE: usize = 10;
@@ -67,6 +68,9 @@ pub async fn try_all(core: &Arc<Core>, request: NotifyRequest, actor: Actor) -> 
         for view in futures::future::join_all(sent).await {
             told.push(view?);
         }
+    }
+    if ready::concerns(core) {
+        ready::check(core).await;
     }
     Ok(NotifyAnswer { schema: SCHEMA, team, told })
 }

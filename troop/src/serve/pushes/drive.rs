@@ -127,7 +127,9 @@ async fn decide(
         tx.commit().await?;
         return Ok(Turn::Again);
     }
-    let open_acts = ledger_seen::open_acts(&mut tx).await?;
+    let mut open_acts = ledger_seen::open_acts(&mut tx).await?;
+    // Another account's group may have the same name, and its losses excuse nothing here.
+    open_acts.retain(|act| act.location == old.location());
     let statuses = seen.statuses();
     let registry_speaks = matches!(&seen.registry, Ok(view) if !view.warming);
     let clock = core.clock();

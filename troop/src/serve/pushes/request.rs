@@ -13,6 +13,7 @@ use troop_deploy::script;
 use troop_deploy::start::{self, Asked, NotStarted};
 use troop_ledger::{LedgerError, PushRow, Taken};
 use troop_policies::inventory::Inventory;
+use troop_policies::situation::SiteLeash;
 use troop_policies::{GroupName, ImageId, Location};
 
 use super::{LOOKED_AT, holder, key, newer, number, number_of, parse};
@@ -53,9 +54,16 @@ pub async fn start(core: &Arc<Core>, request: DeployRequest, actor: Actor) -> Re
 
 /// Leash, halt and secret: what forbids every new push.
 fn may_begin(core: &Core) -> Result<(), ApiError> {
-    if core.site.leashed {
-        let hint = Some("`leashed = false` in the site file, then a restart, unleashes it");
-        return Err(error(ErrorKind::Refused, "leashed (site): a push would change something", hint));
+    match core.leash() {
+        SiteLeash::Off => {}
+        SiteLeash::On => {
+            let hint = Some("`leashed = false` in the site file, then a restart, unleashes it");
+            return Err(error(ErrorKind::Refused, "leashed (site): a push would change something", hint));
+        }
+        SiteLeash::NotYet { missing } => {
+            let message = format!("leashed (site) until it is ready: {missing}");
+            return Err(error(ErrorKind::Refused, message, Some("`troop status` shows what is missing")));
+        }
     }
     if core.is_halted() {
         let hint = Some("`troop status` says by whom and why");
@@ -105,7 +113,7 @@ async fn try_start(
         size: request.size,
         settings: Settings {
             ready_within: request.ready_within.unwrap_or(defaults.ready_within),
-            soak: request.soak.unwrap_or(defaults.soak),
+            soak: soak(core, request, at, defaults.soak)?,
             watch: request.watch.unwrap_or(defaults.watch),
             errors_above: request.errors_above.unwrap_or(defaults.errors_above),
             drain: request.drain.unwrap_or(defaults.drain),
@@ -135,6 +143,22 @@ async fn try_start(
         size: push.size,
         steps,
     })
+}
+
+/// How long the push soaks: as long as it takes there to judge traffic at all, or as long as was asked for.
+fn soak(core: &Core, request: &DeployRequest, at: &Location, usual: Duration) -> Result<Duration, ApiError> {
+    let least = core.world.soak_min(at);
+    match request.soak {
+        Some(asked) if asked < least => {
+            let message = format!(
+                "traffic in {at} is counted by the minute and some minutes late: a soak there lasts {} s at least",
+                least.as_secs()
+            );
+            Err(error(ErrorKind::Yours, message, Some("leave `--soak` out for the shortest that can be judged")))
+        }
+        Some(asked) => Ok(asked),
+        None => Ok(usual.max(least)),
+    }
 }
 
 /// Whether the lock's holder is a push that is over but for a group that goes.
@@ -232,8 +256,9 @@ async fn foreign_mark(
     request: &DeployRequest,
 ) -> Result<Option<String>, LedgerError> {
     let marks = ledger_seen::marks(tx, std::iter::once(inventory)).await?;
-    let foreign = marks.into_iter().find(|(group, mark)| group.cluster() == &request.cluster && !mark.known);
-    Ok(foreign.map(|(group, mark)| format!("`{group}` carries mark {}, which this ledger does not hold", mark.mark)))
+    let foreign = marks.into_iter().find(|((_, group), mark)| group.cluster() == &request.cluster && !mark.known);
+    Ok(foreign
+        .map(|((_, group), mark)| format!("`{group}` carries mark {}, which this ledger does not hold", mark.mark)))
 }
 
 /// Groups that pushes on record still speak of: their names are not free yet.

@@ -83,3 +83,24 @@ async fn a_push_goes_to_one_account_and_says_which_it_cannot_know() {
     assert_eq!(Some(back.push), other.push);
     driven.abort();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_site_without_a_registry_goes_back_all_the_same() {
+    let (home, prod) = (Home::new(), Fake::of("prod"));
+    needs_no_registry(&prod);
+    let core = home.control_plane_over(&[&prod], IN_WINDOW).await;
+    let control = Control(Arc::clone(&core));
+    let driven = tokio::spawn(pushes::drive_all(Arc::clone(&core)));
+    let answer = control.deploy(deploy("ami-1"), ana()).await.unwrap();
+    until("watched", async || {
+        needs_no_registry(&prod);
+        control.pushes().await.unwrap().iter().any(|push| push.phase == "watch")
+    })
+    .await;
+    control.rollback(rollback(answer.push), ana()).await.unwrap();
+    until("traffic is back", async || {
+        control.pushes().await.unwrap().iter().any(|push| push.result.as_deref() == Some("rolled_back"))
+    })
+    .await;
+    driven.abort();
+}
