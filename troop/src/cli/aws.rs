@@ -1,15 +1,20 @@
-//! `troop aws`: what an account at AWS has to give Troop.
+//! `troop aws`: what an account at AWS has to give Troop, and whether it does.
+
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use troop_cloud::aws::iam::{Allows, policy};
 
+use super::args::Output;
+use super::context::Context;
 use crate::exit::{CliError, Code};
 use crate::ui;
 
-/// Say what an AWS account has to allow
+/// Say what an AWS account has to allow, and find out whether it does
 #[derive(Debug, Subcommand)]
 pub(super) enum AwsCommand {
     Policy(PolicyArgs),
+    Doctor(DoctorArgs),
 }
 
 /// Print the IAM policy that Troop needs, made from the list of its calls
@@ -22,9 +27,58 @@ pub(super) struct PolicyArgs {
     unleashed: bool,
 }
 
-pub(super) fn run(command: &AwsCommand) -> Result<Code, CliError> {
-    let AwsCommand::Policy(PolicyArgs { unleashed }) = command;
-    let policy = policy(if *unleashed { Allows::Unleashed } else { Allows::Leashed });
-    ui::data(format!("{policy:#}\n"));
-    Ok(Code::Ok)
+/// Check credentials, permissions, clock, claims and caps of every account and region of a site
+///
+/// Makes each call that only looks, and of those that change something EC2's dry runs; nothing is changed. Needs no control
+/// plane. Exit 5 when something is missing for what the site file says.
+#[derive(Debug, Args)]
+pub(super) struct DoctorArgs {
+    /// Site file, troop.toml
+    #[arg(long, value_name = "FILE", default_value = "/etc/troop/troop.toml")]
+    site: PathBuf,
+    #[command(flatten)]
+    output: Output,
+}
+
+pub(super) fn run(cx: &Context, command: &AwsCommand) -> Result<Code, CliError> {
+    match command {
+        AwsCommand::Policy(PolicyArgs { unleashed }) => {
+            let policy = policy(if *unleashed { Allows::Unleashed } else { Allows::Leashed });
+            ui::data(format!("{policy:#}\n"));
+            Ok(Code::Ok)
+        }
+        AwsCommand::Doctor(args) => doctor(cx, args),
+    }
+}
+
+#[cfg(feature = "aws")]
+fn doctor(cx: &Context, args: &DoctorArgs) -> Result<Code, CliError> {
+    use crate::views::doctor::table;
+
+    let read = crate::site::read(Some(&args.site)).map_err(|e| CliError::of(Code::Input, &e))?;
+    read.warnings.iter().for_each(|warning| ui::note(warning));
+    if read.site.accounts.is_empty() {
+        let what = format!("the site file `{}` names no account", args.site.display());
+        return Err(CliError::new(Code::Input, what).hint("add `[[accounts]]`; docs/aws.md"));
+    }
+    let state = match (cx.state_flag(), &read.site.state) {
+        (None, Some(path)) => Context::new(Some(path.clone())).state(),
+        (Some(_), _) | (None, None) => cx.state(),
+    };
+    let examined = super::context::block_on(async {
+        let examined = super::doctor::examine(&read.site, state.ok().as_ref()).await;
+        examined.map_err(|why| CliError::new(Code::Unavailable, why))
+    })?;
+    if args.output.is_json() {
+        ui::json(&examined);
+    } else {
+        ui::line(&table(&examined));
+    }
+    Ok(if examined.is_well() { Code::Ok } else { Code::CheckFalse })
+}
+
+#[cfg(not(feature = "aws"))]
+fn doctor(_cx: &Context, _args: &DoctorArgs) -> Result<Code, CliError> {
+    let what = "this build has no AWS";
+    Err(CliError::new(Code::Unavailable, what).hint("build it with `cargo build --release --features aws`"))
 }

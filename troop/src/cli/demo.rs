@@ -27,6 +27,18 @@ pub(super) struct DemoArgs {
     /// How instances are kept apart: namespaces, processes or auto
     #[arg(long, value_name = "HOW", default_value_t = Isolation::Auto)]
     isolation: Isolation,
+    /// The cloud: the embedded one, or the calls of AWS against a server on this machine that stands in for it
+    #[arg(long, value_name = "CLOUD", default_value = "local", requires_if("aws", "endpoint"))]
+    cloud: CloudKind,
+    /// That server, such as moto's
+    #[arg(long, value_name = "URL")]
+    endpoint: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum CloudKind {
+    Local,
+    Aws,
 }
 
 pub(super) fn run(cx: &Context, args: DemoArgs) -> Result<Code, CliError> {
@@ -36,6 +48,9 @@ pub(super) fn run(cx: &Context, args: DemoArgs) -> Result<Code, CliError> {
     }
     if let Some(file) = &args.summary {
         can_be_written(file)?;
+    }
+    if let (CloudKind::Aws, Some(endpoint)) = (args.cloud, args.endpoint) {
+        return on_aws(endpoint, args.summary);
     }
     let options = DemoOptions {
         keep: args.keep,
@@ -56,6 +71,24 @@ pub(super) fn run(cx: &Context, args: DemoArgs) -> Result<Code, CliError> {
         (0, false) => Ok(Code::CheckFalse),
         (_, _) => Ok(Code::LeftBehind),
     }
+}
+
+#[cfg(feature = "aws")]
+fn on_aws(endpoint: String, summary: Option<PathBuf>) -> Result<Code, CliError> {
+    let options = demo::aws::Options { endpoint, summary };
+    let (_, broken) = context::block_on(async {
+        let stop = stop::on_signals()
+            .map_err(|e| CliError::new(Code::Unavailable, format!("could not watch for signals: {e}")))?;
+        demo::aws::run(&options, stop).await.map_err(error)
+    })?;
+    broken.iter().for_each(|promise| ui::note(&format!("NOT KEPT  {promise}")));
+    Ok(if broken.is_empty() { Code::Ok } else { Code::CheckFalse })
+}
+
+#[cfg(not(feature = "aws"))]
+fn on_aws(_endpoint: String, _summary: Option<PathBuf>) -> Result<Code, CliError> {
+    let what = "this build has no AWS";
+    Err(CliError::new(Code::Unavailable, what).hint("build it with `cargo build --release --features aws`"))
 }
 
 /// Tries the file of the figures before the demo runs for a minute. One that was not there is not left behind.

@@ -43,7 +43,7 @@ pub(super) struct DeployArgs {
     /// How long the old group is kept as the way back after the soak [default: 12h]
     #[arg(long, value_name = "DURATION", value_parser = args::span, help_heading = "Safety")]
     watch: Option<Duration>,
-    /// How long the new group is judged before the next push may come [default: 5m]
+    /// How long the new group is judged before the next push may come [default: 5m; on AWS 10m, the least there]
     #[arg(long, value_name = "DURATION", value_parser = args::span, help_heading = "Safety")]
     soak: Option<Duration>,
     /// How long it may take to become ready before it is given up [default: 10m]

@@ -44,6 +44,8 @@ pub(super) async fn run(cx: &Context, args: KillArgs) -> Result<Code, CliError> 
     }
     match answer.outcome.as_str() {
         "planned" => Ok(Code::Ok),
+        "leashed" => Err(CliError::new(Code::Refused, "leashed: nothing of it is done")
+            .hint("`leashed = false` in the site file and in the policy, once what it would do is what you want")),
         "done" => watch(&state, &answer, args.output).await,
         "refused" => Err(CliError::new(Code::Refused, format!("the cloud refused: {}", answer.detail))),
         _ => Err(CliError::new(Code::LeftBehind, "nobody can say whether the instance is gone; it counts as killed")

@@ -4,6 +4,8 @@
 //! until the first version serves, then runs, and the demo's policy opens at 10:00 with odds of one. Boots, heals,
 //! delays and limits are real time.
 
+#[cfg(feature = "aws")]
+pub mod aws;
 mod chapters;
 mod images;
 mod latency;

@@ -1,5 +1,6 @@
 //! How answers look to people: from values to text. Nothing here asks, prints, or reads the time.
 
+pub mod doctor;
 pub mod explain;
 pub mod forecast;
 pub mod history;

@@ -100,7 +100,7 @@ pub fn push_of(row: &PushRow) -> Result<PushView, String> {
 pub fn kill(answer: &KillAnswer) -> String {
     let of = answer.group.as_ref().map(|g| format!(" of {g}")).unwrap_or_default();
     let zone = answer.zone.as_ref().map(|z| format!(" in {z}")).unwrap_or_default();
-    if answer.outcome == "planned" {
+    if matches!(answer.outcome.as_str(), "planned" | "leashed") {
         let ids: Vec<_> = answer.eligible.iter().map(ToString::to_string).collect();
         let mut lines =
             vec![format!("{}: would kill one of {} eligible: {}", answer.draw_key, ids.len(), ids.join(" "))];
@@ -108,6 +108,7 @@ pub fn kill(answer: &KillAnswer) -> String {
             lines = vec![format!("{}: would kill {victim}{of}{zone}", answer.draw_key)];
         }
         lines.extend(steps(&answer.steps));
+        lines.extend(answer.calls.iter().map(|call| format!("     call {call}")));
         lines.push(answer.detail.clone());
         return lines.join("\n");
     }
@@ -242,6 +243,7 @@ i-4f21    hello-web-v001  -        r1b   10.77.2.11:7001  in service  UP        
             zone: None,
             group: Some("hello-web-v001".parse().unwrap()),
             steps: vec!["terminate".to_owned(), "cancel".to_owned()],
+            calls: vec!["ec2:TerminateInstances INSTANCE".to_owned()],
             intent: None,
             outcome: "planned".to_owned(),
             detail: "nothing was changed".to_owned(),
@@ -249,7 +251,7 @@ i-4f21    hello-web-v001  -        r1b   10.77.2.11:7001  in service  UP        
         let text = kill(&answer);
         assert_eq!(
             text,
-            "local/r1/hello-web: would kill one of 2 eligible: i-1 i-2\n  1. terminate\n  2. cancel\nnothing was changed"
+            "local/r1/hello-web: would kill one of 2 eligible: i-1 i-2\n  1. terminate\n  2. cancel\n     call ec2:TerminateInstances INSTANCE\nnothing was changed"
         );
         answer.victim = Some("i-1".parse().unwrap());
         answer.zone = Some("r1a".parse().unwrap());
