@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use serde::{Serialize, Serializer};
+
 /// A service of AWS, as requests are signed for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Service {
@@ -164,6 +166,33 @@ impl fmt::Display for Call {
     }
 }
 
+impl Serialize for Call {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A call that a step will make, as known before it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PlannedCall {
+    pub call: Call,
+    /// What it is about: an id, a name or an ARN; of what is made only then, the name that it will have or the start of it, with `…`.
+    pub on: String,
+    /// When it is made, where it is not made in any case.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub when: Option<&'static str>,
+}
+
+impl fmt::Display for PlannedCall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.call, self.on)?;
+        if let Some(when) = self.when {
+            write!(f, ", {when}")?;
+        }
+        if self.call.mutates() { Ok(()) } else { f.write_str(" (only reads)") }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,6 +204,16 @@ mod tests {
         }
         assert_eq!(Call::of("EC2", "RunInstances"), None);
         assert_eq!(Call::LoadBalancingDescribeTags.to_string(), "elasticloadbalancing:DescribeTags");
+    }
+
+    #[test]
+    fn a_planned_call_says_what_it_is_about_and_whether_it_only_reads() {
+        let planned = |call, when| PlannedCall { call, on: "i-0ab".to_owned(), when };
+        assert_eq!(planned(Call::TerminateInstances, None).to_string(), "ec2:TerminateInstances i-0ab");
+        let read = planned(Call::DescribeInstances, Some("if it is known"));
+        assert_eq!(read.to_string(), "ec2:DescribeInstances i-0ab, if it is known (only reads)");
+        let json = serde_json::json!({ "call": "ec2:TerminateInstances", "on": "i-0ab" });
+        assert_eq!(serde_json::to_value(planned(Call::TerminateInstances, None)).unwrap(), json);
     }
 
     #[test]

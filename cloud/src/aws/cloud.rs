@@ -13,7 +13,7 @@ use troop_policies::leash::Permit;
 use troop_policies::step::Step;
 use troop_policies::{AccountName, ClusterName, GroupName, RegionName};
 
-use super::calls::Call;
+use super::calls::{Call, PlannedCall};
 use super::config::{AwsConfig, Clock, RegionConfig};
 use super::fault::{Fault, Kind};
 use super::gatekeeper::{self, ACT_MAX, Gatekeeper};
@@ -132,8 +132,23 @@ impl AwsCloud {
     /// [`CloudError`]: the credentials are not good, or AWS cannot be asked.
     pub async fn identity(&self, region: &RegionName) -> Result<String, CloudError> {
         let (wire, call) = (&self.place(region)?.wire, Call::GetCallerIdentity);
-        let answer = self.seen(wire.read(call, || wire.tokens.get_caller_identity().send()).await)?;
+        let answer = self.seen(Box::pin(wire.read(call, || wire.tokens.get_caller_identity().send())).await)?;
         self.seen(answer.arn().map(str::to_owned).ok_or_else(|| Fault::odd(call, "an ARN")))
+    }
+
+    /// The calls that [`Cloud::perform`] will make for a step and [`Cloud::mark`] once it is done, in their order, by the picture
+    /// that a look would hand out now. Those that change something are exact, with what each is about, as long as nobody else changes
+    /// the region meanwhile; those that only read may be made more than once, where something is waited for. Of a step whose group is
+    /// itself only planned, ids that do not exist yet are names. Nothing is changed.
+    ///
+    /// # Errors
+    /// [`CloudError`]: the region cannot be seen, or the step would be refused as it is now.
+    pub async fn calls_for(&self, region: &RegionName, step: &Step) -> Result<Vec<PlannedCall>, CloudError> {
+        let place = self.place(region)?;
+        // Boxed, as the trait's methods are: the SDK's futures are large, and would lie on the stack of whoever asks.
+        let snapshot = self.seen(Box::pin(place.look()).await)?;
+        let refused = |why| CloudError::Refused { account: self.config.account.clone(), why };
+        Box::pin(acts::planned(place, &snapshot, step)).await.map_err(refused)
     }
 
     /// How many groups of a region have names that are none of Troop's, by the last whole picture.

@@ -22,6 +22,9 @@ use super::gatekeeper::ACT_MAX;
 use super::tags;
 use super::wire::{Again, Wire};
 
+/// How the names of entries begin.
+pub(crate) const NAME_START: &str = "troop-intent-";
+
 /// After an act began, nothing of it can come any more: a minute for the act, five for a signature, two for AWS to show it,
 /// two for clocks that differ.
 pub(crate) const IN_FLIGHT_MAX: Duration = Duration::from_secs(600);
@@ -68,7 +71,7 @@ pub(crate) fn step_digest(intent: &Intent) -> String {
 
 fn name(intent: &Intent) -> String {
     let whole = format!("{}/{}/{}", intent.account, intent.region, intent.id);
-    format!("troop-intent-{}", &tags::digest(&whole)[..32])
+    format!("{NAME_START}{}", &tags::digest(&whole)[..32])
 }
 
 /// Writes version 1, if nobody has.

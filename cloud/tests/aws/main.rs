@@ -8,5 +8,6 @@ mod contract;
 mod faults;
 mod inventory;
 mod moto;
+mod planned;
 mod proxy;
 mod stage;

@@ -1,13 +1,36 @@
-//! A running moto of a test's own.
+//! A running moto of a test's own, which ends with it however the test ends.
 
 use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// How long moto may take to answer its first question.
 const READY_WITHIN: Duration = Duration::from_secs(60);
+
+/// How long it may take to end.
+const ENDS_WITHIN: Duration = Duration::from_secs(5);
+
+/// Runs moto until its own standard input ends, which the kernel closes whatever becomes of the test: it may panic, or be killed.
+const UNTIL_STDIN_ENDS: &str = r#"
+exec 3<&0
+"$0" "$@" </dev/null 3<&- & moto=$!
+{ cat <&3 >/dev/null; kill "$moto" 2>/dev/null; } & watcher=$!
+exec 3<&-
+wait "$moto"
+kill "$watcher" 2>/dev/null
+"#;
+
+/// The same server without its check of signatures, which knows forms only as boto3 writes them (a space as `+`, which every other client
+/// writes as `%20`): for tests of permissions, which it looks up by the key's id.
+const WITHOUT_SIGNATURES: &str = "
+from moto.iam.access_control import IAMRequestBase
+IAMRequestBase.check_signature = lambda self: None
+from moto.server import main
+main()
+";
 
 /// Ends with this value.
 pub(crate) struct Moto {
@@ -17,20 +40,31 @@ pub(crate) struct Moto {
 
 impl Moto {
     pub(crate) async fn start() -> Self {
+        Self::run(&[&program()]).await
+    }
+
+    /// One that believes everybody who he says he is.
+    pub(crate) async fn start_without_signatures() -> Self {
+        Self::run(&[&python().to_string_lossy(), "-c", WITHOUT_SIGNATURES]).await
+    }
+
+    async fn run(command: &[&str]) -> Self {
         // The port is free when it is chosen, and may be taken when moto wants it.
         for _ in 0..3 {
-            if let Some(moto) = Self::try_start().await {
+            if let Some(moto) = Self::try_start(command).await {
                 return moto;
             }
         }
         panic!("moto does not start: install PyPI's `moto[server]`, and name its `moto_server` in TROOP_TEST_MOTO");
     }
 
-    async fn try_start() -> Option<Self> {
+    async fn try_start(command: &[&str]) -> Option<Self> {
         let address = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap().local_addr().unwrap();
-        let program = std::env::var("TROOP_TEST_MOTO").unwrap_or_else(|_| "moto_server".to_owned());
-        let server = Command::new(program)
+        let server = Command::new("sh")
+            .args(["-c", UNTIL_STDIN_ENDS])
+            .args(command)
             .args(["-H", "127.0.0.1", "-p", &address.port().to_string()])
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -51,9 +85,28 @@ impl Moto {
 
 impl Drop for Moto {
     fn drop(&mut self) {
+        drop(self.server.stdin.take());
+        let told = Instant::now();
+        while told.elapsed() < ENDS_WITHIN {
+            if !matches!(self.server.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
         let _ended = self.server.kill();
         let _status = self.server.wait();
     }
+}
+
+fn program() -> String {
+    std::env::var("TROOP_TEST_MOTO").unwrap_or_else(|_| "moto_server".to_owned())
+}
+
+/// The Python in which moto is installed.
+pub(crate) fn python() -> PathBuf {
+    let program = program();
+    let python = if program.contains('/') { "python" } else { "python3" };
+    Path::new(&program).with_file_name(python)
 }
 
 async fn answers(address: SocketAddr) -> bool {

@@ -50,11 +50,14 @@ pub(crate) struct Stage {
     pub(crate) ec2: aws_sdk_ec2::Client,
     pub(crate) scaling: aws_sdk_autoscaling::Client,
     pub(crate) balancing: aws_sdk_elasticloadbalancingv2::Client,
-    listener: String,
+    /// The listener whose rules lead to clusters.
+    pub(crate) listener: String,
+    /// As whom and how `cloud` asks.
+    pub(crate) config: AwsConfig,
     priority: AtomicI32,
     intents: AtomicI32,
     // Last: what talks to it ends first.
-    _moto: Moto,
+    pub(crate) moto: Moto,
 }
 
 pub(crate) fn region() -> RegionName {
@@ -74,7 +77,11 @@ impl Stage {
 
     /// A stage whose cloud waits this long for an answer, and hands a picture out again for this long.
     pub(crate) async fn with(attempt: Duration, snapshot_reused_for: Duration) -> Self {
-        let moto = Moto::start().await;
+        Self::at(Moto::start().await, attempt, snapshot_reused_for).await
+    }
+
+    /// A stage at this moto.
+    pub(crate) async fn at(moto: Moto, attempt: Duration, snapshot_reused_for: Duration) -> Self {
         let proxy = Proxy::start(&moto.url).await;
         let sdk = sdk(&moto.url);
         let ec2 = aws_sdk_ec2::Client::new(&sdk);
@@ -110,7 +117,7 @@ impl Stage {
             grace_s: 60,
         };
         let config = RegionConfig { load_balancers: vec![balancer], first: Some(first) };
-        let cloud = AwsCloud::new(AwsConfig {
+        let config = AwsConfig {
             account: AccountName::new("prod").unwrap(),
             role_arn: None,
             regions: BTreeMap::from([(region(), config)]),
@@ -119,10 +126,10 @@ impl Stage {
             patience: impatient(attempt, snapshot_reused_for),
             seed: 1,
             clock: Arc::new(now),
-        })
-        .await;
+        };
         Self {
-            cloud,
+            cloud: Box::pin(AwsCloud::new(config.clone())).await,
+            config,
             proxy,
             image: ImageId::new(image).unwrap(),
             ec2,
@@ -131,7 +138,7 @@ impl Stage {
             listener,
             priority: AtomicI32::new(1),
             intents: AtomicI32::new(0),
-            _moto: moto,
+            moto,
         }
     }
 
@@ -229,8 +236,17 @@ impl Stage {
 
 /// What AWS does by itself and moto forgets: whoever replaces a member that EC2 ended gets into its group's target groups.
 async fn register_members(scaling: aws_sdk_autoscaling::Client, balancing: aws_sdk_elasticloadbalancingv2::Client) {
-    // It ends with moto.
-    while let Ok(read) = scaling.describe_auto_scaling_groups().send().await {
+    loop {
+        let read = match scaling.describe_auto_scaling_groups().send().await {
+            Ok(read) => read,
+            // Who it is is asked for meanwhile, and nobody knows it.
+            Err(aws_sdk_autoscaling::error::SdkError::ServiceError(_)) => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+            // Moto ended.
+            Err(_) => return,
+        };
         for group in read.auto_scaling_groups() {
             for arn in group.target_group_arns() {
                 let Ok(health) = balancing.describe_target_health().target_group_arn(arn).send().await else {

@@ -29,7 +29,7 @@ use crate::aws::{groups, raw, tags};
 const TAGS_MAX: usize = 50 - 6;
 
 /// From what the new group is made.
-enum Model<'a> {
+pub(super) enum Model<'a> {
     Group(&'a AutoScalingGroup),
     First(&'a FirstGroup),
 }
@@ -90,7 +90,7 @@ pub(super) async fn create(place: &Place, intent: &Intent, new: &NewGroup) -> En
 }
 
 /// The group that serves the cluster, else its newest, else the configuration.
-fn model<'a>(snapshot: &'a Snapshot, place: &'a Place, new: &NewGroup) -> Result<Model<'a>, Stop> {
+pub(super) fn model<'a>(snapshot: &'a Snapshot, place: &'a Place, new: &NewGroup) -> Result<Model<'a>, Stop> {
     let cluster = new.name.cluster();
     let serving = snapshot.inventory.serving(cluster).ok();
     let newest = snapshot.inventory.groups_of(cluster).into_iter().rfind(|group| group.has_targets == new.has_targets);
@@ -155,7 +155,7 @@ async fn hooks(wire: &Wire, model: &Model<'_>) -> Result<Vec<LifecycleHookSpecif
 }
 
 /// The route that leads to the cluster: that of its other groups, or the one whose tag names the cluster.
-async fn route(place: &Place, snapshot: &Snapshot, new: &NewGroup) -> Result<Route, Stop> {
+pub(super) async fn route(place: &Place, snapshot: &Snapshot, new: &NewGroup) -> Result<Route, Stop> {
     let cluster = new.name.cluster();
     let route = match flip::led_by(snapshot, cluster)? {
         Some(one) => Some(one.clone()),
@@ -347,19 +347,23 @@ async fn copy_attributes(wire: &Wire, group: &AutoScalingGroup, to: &str) -> Res
     wire.change(Call::ModifyTargetGroupAttributes, Again::Harmless, ask).await.map(|_| ())
 }
 
+/// The model's launch template, and the version of it that is taken.
+pub(super) fn template(model: &Model<'_>) -> Option<(String, String)> {
+    match model {
+        Model::First(first) => Some((first.launch_template.clone(), "$Default".to_owned())),
+        Model::Group(group) => {
+            let from = template_of(group)?;
+            Some((from.launch_template_id()?.to_owned(), from.version().unwrap_or("$Default").to_owned()))
+        }
+    }
+}
+
 /// Makes a version of the model's launch template with the new image, and returns its id and number.
 async fn version(wire: &Wire, intent: &Intent, new: &NewGroup, model: &Model<'_>) -> Result<(String, String), Fault> {
     let call = Call::CreateLaunchTemplateVersion;
-    let (template, source) = match model {
-        Model::First(first) => (first.launch_template.clone(), "$Default".to_owned()),
-        Model::Group(group) => {
-            let from = template_of(group).and_then(|from| Some((from.launch_template_id()?, from.version())));
-            let Some((id, source)) = from else {
-                let message = "the group after which the new one is made has no launch template".to_owned();
-                return Err(Fault { call, kind: Kind::Refused, code: None, message });
-            };
-            (id.to_owned(), source.unwrap_or("$Default").to_owned())
-        }
+    let Some((template, source)) = template(model) else {
+        let message = "the group after which the new one is made has no launch template".to_owned();
+        return Err(Fault { call, kind: Kind::Refused, code: None, message });
     };
     let data = RequestLaunchTemplateData::builder().image_id(new.image.as_str()).build();
     let token = &tags::digest(&format!("version/{}", intent.id))[..32];

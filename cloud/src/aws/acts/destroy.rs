@@ -1,5 +1,6 @@
 //! The end of a group: its instances, then what was made for it and for nothing else.
 
+use aws_sdk_autoscaling::types::AutoScalingGroup;
 use jiff::Timestamp;
 use troop_policies::GroupName;
 
@@ -67,19 +68,24 @@ fn drains_until(tag: Option<&str>) -> Option<Timestamp> {
     since.checked_add(jiff::SignedDuration::from_secs(seconds.parse().ok()?)).ok()
 }
 
+/// The ARN of the target group that was made for the group, and the routes that name it.
+pub(super) fn own_target_group<'a>(
+    place: &Place,
+    snapshot: &'a Snapshot,
+    name: &GroupName,
+) -> Option<(&'a str, Vec<&'a Route>)> {
+    let own = tags::target_group_name(&place.account, &place.wire.region, name);
+    let all = snapshot.balancing.target_groups.values();
+    let mut named = all.filter(|group| group.target_group_name() == Some(own.as_str()));
+    let arn = named.find_map(|group| group.target_group_arn())?;
+    let names = |route: &&Route| balancing::weights(&route.actions).iter().any(|(other, _)| *other == arn);
+    Some((arn, snapshot.balancing.routes.iter().filter(names).collect()))
+}
+
 /// Takes the group's own target group out of its route, and deletes it.
 async fn drop_target_group(place: &Place, snapshot: &Snapshot, name: &GroupName) -> Result<(), Fault> {
     let wire = &place.wire;
-    let own = tags::target_group_name(&place.account, &wire.region, name);
-    let all = snapshot.balancing.target_groups.values();
-    let mut named = all.filter(|group| group.target_group_name() == Some(own.as_str()));
-    let Some(arn) = named.find_map(|group| group.target_group_arn()) else { return Ok(()) };
-    let routes: Vec<&Route> = snapshot
-        .balancing
-        .routes
-        .iter()
-        .filter(|route| balancing::weights(&route.actions).iter().any(|(other, _)| *other == arn))
-        .collect();
+    let Some((arn, routes)) = own_target_group(place, snapshot, name) else { return Ok(()) };
     for route in routes {
         // As it is now: nothing compares before it sets.
         let actions = balancing::reread(wire, &route.id).await?;
@@ -97,11 +103,15 @@ async fn drop_target_group(place: &Place, snapshot: &Snapshot, name: &GroupName)
     }
 }
 
+/// The intent by which the group was made, and the launch template with the version that it launches from.
+pub(super) fn own_version(group: &AutoScalingGroup) -> Option<(&str, &str, &str)> {
+    let from = template_of(group)?;
+    Some((groups::tag(group, tags::INTENT)?, from.launch_template_id()?, from.version()?))
+}
+
 /// Deletes the version of the launch template that was made for the group.
-async fn drop_version(wire: &Wire, group: &aws_sdk_autoscaling::types::AutoScalingGroup) -> Result<(), Fault> {
-    let Some(intent) = groups::tag(group, tags::INTENT) else { return Ok(()) };
-    let from = template_of(group).and_then(|from| Some((from.launch_template_id()?, from.version()?)));
-    let Some((template, version)) = from else { return Ok(()) };
+async fn drop_version(wire: &Wire, group: &AutoScalingGroup) -> Result<(), Fault> {
+    let Some((intent, template, version)) = own_version(group) else { return Ok(()) };
     let ask = || wire.ec2.describe_launch_template_versions().launch_template_id(template).versions(version).send();
     let read = wire.read(Call::DescribeLaunchTemplateVersions, ask).await?;
     // The push's own, and not what somebody made the template's default since.

@@ -33,25 +33,15 @@ pub(super) async fn flip(place: &Place, cluster: &ClusterName, to: &GroupName) -
     let route = route(&snapshot, cluster)?;
     let (id, now) = (&route.id, balancing::weights(&route.actions));
     let wanted = balancing::all_to(&now, target);
-    let is_so = |weights: &[(&str, i32)]| {
-        weights.iter().all(|(arn, weight)| (*weight > 0) == (*arn == target.as_str()))
-            && weights.iter().any(|(arn, _)| *arn == target.as_str())
-    };
     let wire = &place.wire;
-    let had_it: Vec<&GroupName> = snapshot
-        .inventory
-        .groups
-        .iter()
-        .filter(|(name, group)| name.cluster() == cluster && *name != to && group.in_rotation)
-        .map(|(name, _)| name)
-        .collect();
+    let had_it = who_has_it(&snapshot, to);
     // What loses the traffic has to be able to take it back: from before the flip on nothing shrinks it.
     for name in &had_it {
         if let Err(fault) = settings::pause(wire, name).await {
             return give_up(wire, &had_it, fault).await;
         }
     }
-    if !is_so(&now) {
+    if !leads_only_to(&now, target) {
         let written = balancing::write(wire, id, balancing::with_weights(&route.actions, &wanted)).await;
         if let Err(fault) = written {
             return give_up(wire, &had_it, fault).await;
@@ -62,7 +52,7 @@ pub(super) async fn flip(place: &Place, cluster: &ClusterName, to: &GroupName) -
             }
             let read = balancing::reread(wire, id).await;
             let actions = read.map_err(|fault| Stop::half_way("the weights were written", fault))?;
-            if !is_so(&balancing::weights(&actions)) {
+            if !leads_only_to(&balancing::weights(&actions), target) {
                 let why = format!("the weights of `{cluster}` were written, and {} shows others", id.arn());
                 return Err(Stop::Unknown(why));
             }
@@ -72,6 +62,19 @@ pub(super) async fn flip(place: &Place, cluster: &ClusterName, to: &GroupName) -
     let resumed = settings::resume(wire, to).await;
     let note = resumed.err().map(|fault| format!(" (what Troop suspended of `{to}` is still so: {fault})"));
     Ok(format!("all traffic of `{cluster}` goes to `{to}`{}", note.unwrap_or_default()))
+}
+
+/// The groups that lose the cluster's traffic when `to` gets it.
+pub(super) fn who_has_it<'a>(snapshot: &'a Snapshot, to: &GroupName) -> Vec<&'a GroupName> {
+    let groups = snapshot.inventory.groups.iter();
+    let others = groups.filter(|(name, group)| name.cluster() == to.cluster() && *name != to && group.in_rotation);
+    others.map(|(name, _)| name).collect()
+}
+
+/// Whether a route with these weights sends all traffic to one target group.
+pub(super) fn leads_only_to(weights: &[(&str, i32)], target: &str) -> bool {
+    weights.iter().all(|(arn, weight)| (*weight > 0) == (*arn == target))
+        && weights.iter().any(|(arn, _)| *arn == target)
 }
 
 /// Takes back what came before a change that failed.
@@ -86,7 +89,7 @@ async fn give_up(wire: &Wire, paused: &[&GroupName], fault: Fault) -> Ended {
 }
 
 /// The one route that leads to the cluster, and to nothing else.
-fn route<'a>(snapshot: &'a Snapshot, cluster: &ClusterName) -> Result<&'a Route, Stop> {
+pub(super) fn route<'a>(snapshot: &'a Snapshot, cluster: &ClusterName) -> Result<&'a Route, Stop> {
     let arns = target_groups(snapshot, cluster);
     let route = led_by(snapshot, cluster)?.ok_or_else(|| led_by_none(cluster))?;
     // One that gets nothing is what a creation left behind whose outcome nobody knew.

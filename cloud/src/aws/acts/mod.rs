@@ -6,16 +6,17 @@
 mod create;
 mod destroy;
 mod flip;
+mod planned;
 mod settings;
 mod terminate;
 
 use aws_sdk_autoscaling::types::{AutoScalingGroup, Tag};
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use troop_policies::GroupName;
 use troop_policies::intent::{Intent, Outcome};
 use troop_policies::step::Step;
 
-use super::calls::Call;
+use super::calls::{Call, PlannedCall};
 use super::fault::{Fault, Kind};
 use super::gatekeeper::{ACT_MAX, within};
 use super::inventory::Snapshot;
@@ -151,6 +152,16 @@ pub(super) async fn resolve(place: &Place, intent: &Intent) -> Result<Outcome, F
     .await
 }
 
+/// The calls that a step will make, in their order, by this picture.
+///
+/// # Errors
+/// Why the step would be refused as it is now, for people.
+pub(super) async fn planned(place: &Place, snapshot: &Snapshot, step: &Step) -> Result<Vec<PlannedCall>, String> {
+    planned::calls(place, snapshot, step).await.map_err(|stop| match stop {
+        Stop::Refused(why) | Stop::Unknown(why) => why,
+    })
+}
+
 /// Whether the world shows the step's effect.
 async fn seen(place: &Place, intent: &Intent) -> Result<bool, Fault> {
     if let Step::Terminate { group, instance, kill } = &intent.step {
@@ -173,11 +184,21 @@ async fn seen(place: &Place, intent: &Intent) -> Result<bool, Fault> {
     })
 }
 
+/// Whether old entries of the journal are looked for by the next step.
+fn is_sweep_due(place: &Place) -> bool {
+    let swept_at = place.swept_at.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    sweep_is_due(*swept_at, place.now())
+}
+
+fn sweep_is_due(swept_at: Option<Timestamp>, now: Timestamp) -> bool {
+    swept_at.is_none_or(|at| now.duration_since(at) >= SWEEP_EVERY)
+}
+
 async fn sweep(place: &Place) {
     let now = place.now();
     {
         let mut swept_at = place.swept_at.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if swept_at.is_some_and(|at| now.duration_since(at) < SWEEP_EVERY) {
+        if !sweep_is_due(*swept_at, now) {
             return;
         }
         *swept_at = Some(now);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use aws_sdk_autoscaling::types::AutoScalingGroup;
 use troop_policies::GroupName;
 use troop_policies::step::Size;
 
@@ -116,21 +117,24 @@ pub(super) fn may_be_emptied(snapshot: &Snapshot, name: &GroupName, what: &str) 
 /// Suspends what could shrink or shift the group, and writes down first what was not suspended before.
 pub(super) async fn pause(wire: &Wire, name: &GroupName) -> Result<(), Fault> {
     let Some(found) = read_group(wire, name).await? else { return Ok(()) };
-    let suspended = groups::suspended(&found);
-    let already_ours: Vec<&str> = ours(&found);
-    let mut all = already_ours.clone();
-    all.extend(PAUSED.into_iter().filter(|process| !suspended.contains(process) && !already_ours.contains(process)));
-    let missing: Vec<String> =
-        all.iter().filter(|process| !suspended.contains(*process)).map(|process| (*process).to_owned()).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
+    let Some((all, missing)) = to_pause(&found) else { return Ok(()) };
     write_tag(wire, name, tags::SUSPENDED, &all.join(" ")).await?;
     let ask = || {
         let request = wire.scaling.suspend_processes().auto_scaling_group_name(name.as_str());
         request.set_scaling_processes(Some(missing.clone())).send()
     };
     wire.change(Call::SuspendProcesses, Again::Harmless, ask).await.map(|_| ())
+}
+
+/// Which processes are noted as suspended by Troop, and which of those still have to be; `None` where none has.
+pub(super) fn to_pause(found: &AutoScalingGroup) -> Option<(Vec<&'static str>, Vec<String>)> {
+    let suspended = groups::suspended(found);
+    let already_ours = ours(found);
+    let mut all = already_ours.clone();
+    all.extend(PAUSED.into_iter().filter(|process| !suspended.contains(process) && !already_ours.contains(process)));
+    let missing: Vec<String> =
+        all.iter().filter(|process| !suspended.contains(*process)).map(|process| (*process).to_owned()).collect();
+    (!missing.is_empty()).then_some((all, missing))
 }
 
 /// Resumes what Troop suspended, and nothing else.
@@ -152,7 +156,7 @@ pub(super) async fn resume(wire: &Wire, name: &GroupName) -> Result<(), Fault> {
 }
 
 /// The processes that the group's tag says we suspended, of those that we ever suspend.
-fn ours(group: &aws_sdk_autoscaling::types::AutoScalingGroup) -> Vec<&'static str> {
+pub(super) fn ours(group: &AutoScalingGroup) -> Vec<&'static str> {
     let listed = groups::tag(group, tags::SUSPENDED).unwrap_or_default();
     PAUSED.into_iter().filter(|process| listed.split(' ').any(|word| word == *process)).collect()
 }

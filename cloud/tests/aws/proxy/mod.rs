@@ -91,6 +91,15 @@ pub(crate) struct Seen {
     /// The form as it came.
     pub(crate) form: String,
     pub(crate) passed_on: bool,
+    /// What was answered by those to whom it was passed on; 0 as long as they have not.
+    pub(crate) status: u16,
+}
+
+impl Seen {
+    /// The values of the form.
+    pub(crate) fn fields(&self) -> impl Iterator<Item = String> {
+        form_urlencoded::parse(self.form.as_bytes()).map(|(_, value)| value.into_owned())
+    }
 }
 
 #[derive(Default)]
@@ -173,15 +182,15 @@ async fn answer(
     let body = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
     let form = String::from_utf8_lossy(&body).into_owned();
     let (service, action) = (service(&parts.headers), action(&form, &parts.uri));
-    let fault = {
+    let (fault, number) = {
         let mut state = state.lock().unwrap();
         let fault = take_fault(&mut state.rules, &action, &form);
         let passed_on = !matches!(
             fault,
             Some(Fault::Answer(When::Before, ..) | Fault::Reset(When::Before) | Fault::Hang | Fault::Stale)
         ) && stub(&action).is_none();
-        state.audit.push(Seen { service, action: action.clone(), form: form.clone(), passed_on });
-        fault
+        state.audit.push(Seen { service, action: action.clone(), form: form.clone(), passed_on, status: 0 });
+        (fault, state.audit.len() - 1)
     };
     match &fault {
         Some(Fault::Answer(When::Before, status, text)) => return Ok(whole(*status, text)),
@@ -204,6 +213,10 @@ async fn answer(
         Some(text) => (200, text),
         None => pass_on(parts, body, upstream, client).await?,
     };
+    // It may have been forgotten meanwhile.
+    if let Some(seen) = state.lock().unwrap().audit.get_mut(number) {
+        seen.status = status;
+    }
     match fault {
         None | Some(Fault::Without(_)) => {
             if status == 200 {
@@ -253,8 +266,8 @@ async fn pass_on(
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
     let mut request = Request::builder().method(parts.method).uri(format!("{upstream}{path}"));
     for (name, value) in &parts.headers {
-        // Moto checks no signature, and the body may be shorter than it was.
-        if name != header::HOST && name != header::CONTENT_LENGTH {
+        // The host stays: it was signed. The body may be shorter than it was.
+        if name != header::CONTENT_LENGTH {
             request = request.header(name, value);
         }
     }
