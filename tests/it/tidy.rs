@@ -90,6 +90,22 @@ fn policies_are_pure() {
     }
 }
 
+/// Its SDKs take longer to compile than everything else together.
+#[test]
+fn aws_is_built_only_where_it_is_asked_for() {
+    let tree = std::process::Command::new(env!("CARGO"))
+        .args(["tree", "-p", "troop", "-e", "normal,build", "--prefix", "none", "--offline", "--locked"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
+    let text = String::from_utf8(tree.stdout).unwrap();
+    let packages: BTreeSet<&str> = text.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert!(packages.contains("troop-cloud"), "{packages:?}");
+    let of_aws: Vec<&&str> = packages.iter().filter(|name| name.starts_with("aws-")).collect();
+    assert_eq!(of_aws, Vec::<&&str>::new());
+}
+
 #[test]
 fn every_crate_inherits_the_lints() {
     for package in metadata().packages {

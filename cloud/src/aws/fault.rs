@@ -218,16 +218,22 @@ impl Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let code = self.code.as_deref().map(|code| format!("{code}: ")).unwrap_or_default();
-        write!(f, "{}: {code}{}", self.call, self.message)?;
-        if self.kind == Kind::Denied {
-            let identity = self.code.as_deref().is_some_and(|code| IDENTITY_CODES.contains(&code));
-            if identity {
-                write!(f, "; check the credentials, and this machine's clock (more than 5 min off is refused)")?;
-            } else {
-                write!(f, "; allow `{}`, see `troop aws policy`", self.call)?;
+        // What to do comes first: AWS's own words may be a thousand characters, and the journal keeps two hundred.
+        let hint = match self.kind {
+            Kind::Denied if self.code.as_deref().is_some_and(|code| IDENTITY_CODES.contains(&code)) => {
+                "check the credentials, and this machine's clock (more than 5 min off is refused): ".to_owned()
             }
-        }
-        Ok(())
+            Kind::Denied => format!("allow `{}`, see `troop aws policy`: ", self.call),
+            Kind::Throttled
+            | Kind::Busy
+            | Kind::NotFound
+            | Kind::Exists
+            | Kind::Capacity
+            | Kind::Refused
+            | Kind::Server
+            | Kind::Unanswered => String::new(),
+        };
+        write!(f, "{}: {hint}{code}{}", self.call, self.message)
     }
 }
 

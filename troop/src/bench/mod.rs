@@ -8,6 +8,8 @@
 pub mod balancer;
 pub mod fleet;
 pub mod idle;
+#[cfg(feature = "aws")]
+pub mod inventory;
 pub mod ledger;
 mod load;
 pub mod plan;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use super::args::{self, Output};
@@ -26,6 +26,7 @@ pub(super) enum BenchCommand {
     Registry(RegistryArgs),
     Ledger(LedgerArgs),
     Idle(IdleArgs),
+    Inventory(InventoryArgs),
 }
 
 /// Plan a day of a whole site, for a tenth of the size and for all of it
@@ -113,6 +114,51 @@ pub(super) struct IdleArgs {
     output: Output,
 }
 
+/// Read a whole account at AWS, all regions at once, and count the calls
+///
+/// At the pace at which `troop up` would read. An account is made up for it on the loopback, unless --endpoint names somebody who
+/// answers as AWS does; requests are signed with keys that are made up too. Only in a build with the feature `aws`.
+#[derive(Debug, Args)]
+pub(super) struct InventoryArgs {
+    /// Whose
+    #[arg(long, value_enum, value_name = "CLOUD", default_value_t = BenchedCloud::Aws)]
+    cloud: BenchedCloud,
+    /// Regions, separated by commas
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        default_value = "us-east-1,us-east-2,us-west-1,us-west-2"
+    )]
+    regions: Vec<String>,
+    /// Who answers, such as moto; then the next three do not count
+    #[arg(long, value_name = "URL")]
+    endpoint: Option<String>,
+    /// Groups, over all regions
+    #[arg(long, value_name = "N", default_value_t = 5_000, value_parser = count())]
+    groups: u32,
+    /// Instances, over all groups
+    #[arg(long, value_name = "N", default_value_t = 50_000, value_parser = count())]
+    instances: u32,
+    /// Groups that have a team: each costs a call for its targets' health
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    in_play: u32,
+    /// How often everything is read
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    looks: u32,
+    /// Between two of them
+    #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = args::span)]
+    pause: Duration,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// A cloud whose inventory is worth measuring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum BenchedCloud {
+    Aws,
+}
+
 fn count() -> clap::builder::RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(1..=COUNT_MAX)
 }
@@ -149,7 +195,26 @@ pub(super) fn run(command: BenchCommand) -> Result<Code, CliError> {
             let options = idle::Options { exe, groups, instances, lasts };
             show(output, measure(idle::run(options))?, idle_text)
         }
+        BenchCommand::Inventory(args) => inventory(args),
     }
+}
+
+#[cfg(not(feature = "aws"))]
+fn inventory(_args: InventoryArgs) -> Result<Code, CliError> {
+    Err(CliError::new(Code::Input, "this build of Troop has no AWS in it").hint("build with `--features aws`"))
+}
+
+#[cfg(feature = "aws")]
+fn inventory(args: InventoryArgs) -> Result<Code, CliError> {
+    let InventoryArgs { cloud: BenchedCloud::Aws, regions, endpoint, groups, instances, in_play, looks, pause, output } =
+        args;
+    let named = |name: String| {
+        troop_policies::RegionName::new(&name)
+            .map_err(|e| CliError::new(Code::Input, format!("`{name}` is no region: {e}")))
+    };
+    let regions = regions.into_iter().map(named).collect::<Result<_, _>>()?;
+    let options = bench::inventory::Options { regions, endpoint, groups, instances, in_play, looks, pause };
+    show(output, measure(bench::inventory::run(options))?, inventory_text)
 }
 
 fn measure<F>(bench: impl Future<Output = Result<Report<F>, BenchError>>) -> Result<Report<F>, CliError> {
@@ -284,6 +349,32 @@ fn idle_text(figures: &idle::Figures) -> String {
     let rows = rows.map(|(name, figure)| vec![name.to_owned(), figure]);
     let of = format!("{groups} groups, {instances} instances, {teams} teams, watched for {seconds} s");
     format!("{of}\n{}", ui::table(&["TROOP SERVE, IDLE", "FIGURE"], &rows))
+}
+
+#[cfg(feature = "aws")]
+fn inventory_text(figures: &bench::inventory::Figures) -> String {
+    let bench::inventory::Figures { groups, instances, in_play, regions, looks, .. } = figures;
+    let row = |(number, look): (usize, &bench::inventory::Look)| {
+        let slowest = look.regions_ms.values().copied().fold(0.0, f64::max);
+        vec![(number + 1).to_string(), ms(look.took_ms), ms(slowest), look.calls.to_string()]
+    };
+    let rows: Vec<_> = looks.iter().enumerate().map(row).collect();
+    let kinds = looks.first().map(|look| &look.calls_by_kind).into_iter().flatten();
+    let kinds: Vec<_> = kinds.map(|(call, count)| vec![call.clone(), count.to_string()]).collect();
+    let throttled = figures
+        .answering
+        .as_ref()
+        .map_or_else(String::new, |answering| format!("; {} calls beyond AWS's published limits", answering.throttled));
+    format!(
+        "{instances} instances in {groups} groups, {in_play} in play, {} regions, answered by {}\n{}\nof the first look:\n{}\n\
+         memory at most, MiB: {} ({} before){throttled}",
+        regions.len(),
+        figures.answered_by,
+        ui::table(&["LOOK", "TOOK ms", "SLOWEST REGION ms", "CALLS"], &rows),
+        ui::table(&["CALL", "COUNT"], &kinds),
+        figures.peak_mib,
+        figures.before_mib
+    )
 }
 
 /// Three digits are enough for people.

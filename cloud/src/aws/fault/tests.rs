@@ -129,7 +129,10 @@ async fn answers_are_told_apart_by_the_code_in_the_body() {
 #[tokio::test]
 async fn a_denial_names_the_action_or_the_credentials() {
     let denied = fault(Service::AutoScaling, 403, &SCALING.replace("CODE", "AccessDenied")).await.to_string();
-    assert!(denied.ends_with("; allow `autoscaling:DescribeAutoScalingGroups`, see `troop aws policy`"), "{denied}");
+    // Before AWS's own words, which are long.
+    let action = "autoscaling:DescribeAutoScalingGroups";
+    let start = format!("{action}: allow `{action}`, see `troop aws policy`: AccessDenied: ");
+    assert!(denied.starts_with(&start), "{denied}");
     let expired = fault(Service::Ec2, 400, &EC2.replace("CODE", "RequestExpired")).await.to_string();
     assert!(expired.contains("check the credentials, and this machine's clock"), "{expired}");
 }
