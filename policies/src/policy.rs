@@ -319,6 +319,9 @@ pub struct Site {
     pub balancer: Option<SocketAddr>,
     /// Where agents on other machines dial in, where the file says so.
     pub agents: Option<AgentsListener>,
+    /// By region, a PEM file with the certificates by which EC2 signs instance identity documents. Agents of a region that is not here cannot
+    /// prove which instance they are on.
+    pub identity_certs: BTreeMap<RegionName, PathBuf>,
     /// The base address of the Alertmanager that hold signals mean.
     pub alertmanager: Option<String>,
     /// Certificates of authorities that hold signals may be signed by, beside those of the machine.
@@ -342,6 +345,7 @@ impl Site {
             ledger: None,
             balancer: None,
             agents: None,
+            identity_certs: BTreeMap::new(),
             alertmanager: None,
             signals_ca_file: None,
             hold_while: Vec::new(),

@@ -35,6 +35,8 @@ pub(crate) struct RawSite {
     #[serde(default)]
     #[schemars(length(max = 200))]
     pub accounts: Vec<Sp<RawAccount>>,
+    /// What holds for all accounts at AWS.
+    pub aws: Option<Sp<RawAws>>,
     /// Where the acts are recorded.
     pub ledger: Option<Sp<RawLedger>>,
     /// Addresses on which Troop is reached.
@@ -81,6 +83,16 @@ pub(crate) struct RawAccount {
     /// The regions that are looked at. One that is not named is never touched.
     #[schemars(required, length(min = 1, max = 100), extend("uniqueItems" = true, "examples" = [["us-east-1"]]))]
     pub regions: Option<Vec<Sp<String>>>,
+}
+
+/// What holds for all accounts at AWS.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawAws {
+    /// By region, a PEM file with the certificates by which EC2 signs instance identity documents there, relative to this file.
+    #[serde(default)]
+    #[schemars(extend("maxProperties" = 100))]
+    pub identity_certs: BTreeMap<Sp<String>, Sp<String>>,
 }
 
 /// Where the acts are recorded.

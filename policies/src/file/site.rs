@@ -10,7 +10,7 @@ use toml::de::DeTable;
 use super::app::hold_while;
 use super::diagnostic::{Findings, shown};
 use super::policy::{bounded, named};
-use super::raw_site::{RawAccount, RawAgents, RawChannel, RawChannelKind, RawSite};
+use super::raw_site::{RawAccount, RawAgents, RawAws, RawChannel, RawChannelKind, RawSite};
 use super::scalar::Sp;
 use crate::hold::Address;
 use crate::ids::{AccountName, BadId, RegionName, TeamName};
@@ -49,6 +49,7 @@ pub(crate) fn site(raw: &RawSite, written: &DeTable<'_>, out: &mut Findings<'_>)
     let alertmanager = raw.signals.as_ref().and_then(|s| s.get().alertmanager.as_ref());
     let alertmanager = alertmanager.and_then(|text| address(text, out));
     let agents = raw.agents.as_ref().and_then(|a| agents(a.get(), out));
+    let identity_certs = raw.aws.as_ref().map(|aws| identity_certs(aws.get(), out)).unwrap_or_default();
     let channels = channels(raw, out);
     let path = |text: &Option<Sp<String>>| text.as_ref().map(|t| PathBuf::from(t.get()));
     Some(Site {
@@ -67,6 +68,7 @@ pub(crate) fn site(raw: &RawSite, written: &DeTable<'_>, out: &mut Findings<'_>)
         ledger: raw.ledger.as_ref().and_then(|l| path(&l.get().file)),
         balancer,
         agents,
+        identity_certs,
         alertmanager,
         signals_ca_file: raw.signals.as_ref().and_then(|s| path(&s.get().ca_file)),
         hold_while: signals.iter().map(|h| h.get().clone()).collect(),
@@ -139,6 +141,16 @@ fn agents(raw: &RawAgents, out: &mut Findings<'_>) -> Option<AgentsListener> {
     };
     let path = |text: &Option<Sp<String>>| text.as_ref().map(|t| PathBuf::from(t.get()));
     Some(AgentsListener { address, certificate_file: path(&raw.certificate_file)?, key_file: path(&raw.key_file)? })
+}
+
+fn identity_certs(raw: &RawAws, out: &mut Findings<'_>) -> BTreeMap<RegionName, PathBuf> {
+    let mut files = BTreeMap::new();
+    for (region, file) in &raw.identity_certs {
+        if let Some(region) = named(Some(region), RegionName::new, out) {
+            files.insert(region, PathBuf::from(file.get()));
+        }
+    }
+    files
 }
 
 fn channels(raw: &RawSite, out: &mut Findings<'_>) -> BTreeMap<String, Channel> {

@@ -290,7 +290,7 @@ async fn receive_agents(core: Arc<Core>, hub: Arc<Hub>, listener: Option<TcpList
         Ok(secret) => secret,
         Err(error) => return tracing::error!(%error, "no agents are received: their secret cannot be kept"),
     };
-    let reception = Reception::new(hub, secret, stop);
+    let reception = Reception::new(hub, secret, None, stop);
     let far = async {
         let Some((listener, files)) = listener.zip(core.site.agents.as_ref()) else { return };
         let listener = listener.set_nonblocking(true).and_then(|()| tokio::net::TcpListener::from_std(listener));
