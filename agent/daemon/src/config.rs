@@ -309,6 +309,21 @@ mod tests {
     }
 
     #[test]
+    fn the_packages_file_allows_nothing_and_what_it_shows_is_right_when_it_is_taken_in() {
+        let text = include_str!("../../../packaging/troop-agent/files/etc/troop/agent.toml");
+        assert_eq!(HostPolicy::parse_with_join(text).unwrap().1, Join::default());
+        assert_eq!(HostPolicy::parse(text).unwrap().in_words(), "nothing");
+        let is_key = |line: &str| {
+            line.starts_with('[') || line.split_once('=').is_some_and(|(key, _)| !key.trim().contains(' '))
+        };
+        let taken_in: Vec<&str> =
+            text.lines().filter_map(|line| line.strip_prefix("# ")).filter(|line| is_key(line)).collect();
+        let (policy, join) = HostPolicy::parse_with_join(&taken_in.join("\n")).unwrap();
+        assert_eq!(policy.in_words(), "nothing");
+        assert_eq!((join.account.as_deref(), join.identity.is_some()), (Some("prod"), true));
+    }
+
+    #[test]
     fn what_is_not_understood_is_an_error_with_its_line() {
         let rows = [
             ("faults = ['delay']\ndelay_max = 3", "line 2: unknown field `delay_max`"),
