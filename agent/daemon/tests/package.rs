@@ -1,5 +1,7 @@
 //! The Debian packages: `packaging/build-deb` and `packaging/check`.
 
+#![expect(clippy::unwrap_used, reason = "these are tests, and so are their helpers")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

@@ -191,9 +191,9 @@ async fn an_agent_with_its_regions_token_is_received_by_what_it_shows_and_told_w
     let (agent, thief) = (Agent::new(), Agent::new());
     let shows =
         |agent: &Agent, nonce: &str| Some(protocol::Identity::Ec2(agent.parts(HOST, nonce, DOCUMENT, &signature)));
-    let refused = |word: ToAgent| match word {
-        ToAgent::Refused { why } => why,
-        other => panic!("{other:?}"),
+    let refused = |word: ToAgent| {
+        let ToAgent::Refused { why } = word else { panic!("{word:?}") };
+        why
     };
     // An agent of a release before, which shows nothing: where the site asks for more, it is not received.
     let (_, word) = first_word(&desk, |_| None).await;

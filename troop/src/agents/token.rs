@@ -7,6 +7,7 @@
 //! The secret is in STATE/cloud, where the embedded cloud makes it and gives each agent the token of its own instance.
 
 use std::fmt;
+use std::fs;
 use std::io;
 use std::path::Path;
 
@@ -54,11 +55,13 @@ pub enum Shown {
 }
 
 impl AgentsSecret {
-    /// Reads it, 64 hexadecimal digits and a line end; makes it where there is none.
+    /// Reads it, 64 hexadecimal digits and a line end; makes it where there is none, with the folder around it, which only the embedded cloud
+    /// has made before.
     ///
     /// # Errors
     /// When it cannot be read or made, or is none.
     pub fn keep(path: &Path) -> io::Result<Self> {
+        path.parent().map_or(Ok(()), fs::create_dir_all)?;
         agents::keep_secret(path).map(Self)
     }
 
@@ -86,6 +89,15 @@ impl AgentsSecret {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_who_asks_makes_the_secret() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = agents::secret_file(dir.path());
+        let scope = Scope::parse("prod/us-east-1").unwrap();
+        let made = AgentsSecret::keep(&path).unwrap().token_of(&scope);
+        assert_eq!(AgentsSecret::keep(&path).unwrap().token_of(&scope), made);
+    }
 
     #[test]
     fn a_token_speaks_for_its_host_or_for_its_region_and_for_nobody_else() {

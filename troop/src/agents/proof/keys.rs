@@ -24,7 +24,7 @@ pub struct KeysError {
 }
 
 /// The folder in which they lie, in the state's.
-pub fn folder(state: &Path) -> PathBuf {
+fn folder(state: &Path) -> PathBuf {
     state.join("agents").join("keys")
 }
 
