@@ -126,6 +126,11 @@ pub trait Cloud: Send + Sync + fmt::Debug {
     /// Writes the tag `troop:mark` on the intent's group after the intent was settled. Writing it twice is harmless.
     async fn mark(&self, intent: &Intent, mark: &str) -> Result<(), CloudError>;
 
+    /// The number that the cloud itself knows the account by, twelve digits at AWS; `None` where accounts have none.
+    async fn account_number(&self) -> Result<Option<String>, CloudError> {
+        Ok(None)
+    }
+
     /// How long a judgment of [`Cloud::traffic`] takes at least, since counts come late and in lumps.
     fn soak_min(&self) -> Duration {
         Duration::ZERO

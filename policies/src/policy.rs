@@ -396,6 +396,9 @@ pub struct Account {
 pub struct Aws {
     /// Where every request goes instead of AWS.
     pub endpoint: Option<String>,
+    /// By region, a PEM file with the certificates by which EC2 signs instance identity documents. Agents of a region that is not here cannot
+    /// prove which instance they are on.
+    pub identity_certs: BTreeMap<RegionName, PathBuf>,
 }
 
 /// What a region of an account has to be told.

@@ -143,6 +143,10 @@ impl From<SiteError> for CliError {
             SiteError::Agents { .. } => {
                 Some("write the certificate, its issuers' after it, and its private key as PEM".to_owned())
             }
+            SiteError::IdentityCerts { .. } => Some(
+                "write the region's RSA-2048 certificate as PEM; the EC2 user guide has them (\"regions-certs\")"
+                    .to_owned(),
+            ),
         };
         Self { hint, ..Self::of(Code::Input, &error) }
     }

@@ -8,6 +8,7 @@ use troop_policies::file::{self, Diagnostic};
 use troop_policies::policy::{ChannelKind, Site};
 
 use crate::agents::identity::{Identity, IdentityError};
+use crate::agents::proof::{CertificatesError, read_certificates};
 use crate::serve::notices::channel::{self, ChannelError};
 use crate::tls::{self, TlsError};
 
@@ -41,6 +42,12 @@ pub enum SiteError {
         path: PathBuf,
         #[source]
         source: IdentityError,
+    },
+    #[error("agents could not be checked by `aws.identity_certs` of `{}`", path.display())]
+    IdentityCerts {
+        path: PathBuf,
+        #[source]
+        source: CertificatesError,
     },
 }
 
@@ -82,6 +89,10 @@ pub fn read(path: Option<&Path>) -> Result<Read, SiteError> {
         agents.certificate_file = folder.join(&agents.certificate_file);
         agents.key_file = folder.join(&agents.key_file);
         Identity::read(agents).map_err(|source| SiteError::Agents { path: path.to_owned(), source })?;
+    }
+    for file in site.aws.identity_certs.values_mut() {
+        *file = folder.join(&*file);
+        read_certificates(file).map_err(|source| SiteError::IdentityCerts { path: path.to_owned(), source })?;
     }
     for (name, channel) in &mut site.channels {
         channel.url_file = folder.join(&channel.url_file);

@@ -144,6 +144,14 @@ impl World {
         self.cloud(&intent.account)?.resolve(intent).await
     }
 
+    /// The number that an account's cloud knows it by ([`Cloud::account_number`]).
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn account_number(&self, account: &AccountName) -> Result<Option<String>, CloudError> {
+        self.cloud(account)?.account_number().await
+    }
+
     /// The calls that a step of the cloud's will make ([`Cloud::calls_for`]).
     ///
     /// # Errors

@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
-use troop_agent_core::protocol::{self, FromAgent, MESSAGE_MAX_BYTES, ToAgent};
+use troop_agent_core::protocol::{self, FromAgent, MESSAGE_MAX_BYTES, NONCE_HEADER, ToAgent};
 
 /// Where agents are received.
 pub const PATH: &str = "/agent/v1/channel";
@@ -85,10 +85,12 @@ impl Sender {
 /// What the connection tells the agent's loop.
 #[derive(Debug)]
 pub enum Event {
-    /// It is there. `ends`: of a connection over IP, which no fault may touch.
+    /// It is there. `ends`: of a connection over IP, which no fault may touch. `nonce`: what the control plane wants signed by who shows which
+    /// instance it is.
     Up {
         sender: Sender,
         ends: Vec<SocketAddr>,
+        nonce: Option<String>,
     },
     Message(ToAgent),
     Down(ChannelError),
@@ -100,12 +102,13 @@ pub async fn keep(endpoint: Endpoint, token: String, events: mpsc::Sender<Event>
     loop {
         let why = match connect(&endpoint, &token).await {
             Ok(open) => {
-                pause = AGAIN_MIN;
-                let up = Event::Up { sender: open.sender, ends: open.ends };
+                let up = Event::Up { sender: open.sender, ends: open.ends, nonce: open.nonce };
                 if events.send(up).await.is_err() {
                     return;
                 }
-                match read(open.body, &events).await {
+                // Who is turned away waits ever longer, as who reaches nobody does.
+                let received = || pause = AGAIN_MIN;
+                match read(open.body, &events, received).await {
                     Ok(()) => ChannelError::Closed,
                     Err(why) => why,
                 }
@@ -123,6 +126,7 @@ pub async fn keep(endpoint: Endpoint, token: String, events: mpsc::Sender<Event>
 struct Open {
     sender: Sender,
     ends: Vec<SocketAddr>,
+    nonce: Option<String>,
     body: hyper::body::Incoming,
 }
 
@@ -171,11 +175,17 @@ async fn request(
     if answer.status() != hyper::StatusCode::OK {
         return Err(ChannelError::Refused(answer.status()));
     }
-    Ok(Open { sender: Sender(queue), ends, body: answer.into_body() })
+    let nonce = answer.headers().get(NONCE_HEADER).and_then(|nonce| nonce.to_str().ok());
+    let nonce = nonce.filter(|nonce| protocol::is_nonce(nonce)).map(str::to_owned);
+    Ok(Open { sender: Sender(queue), ends, nonce, body: answer.into_body() })
 }
 
-/// Passes the control plane's messages on, until it closes.
-async fn read(mut body: hyper::body::Incoming, events: &mpsc::Sender<Event>) -> Result<(), ChannelError> {
+/// Passes the control plane's messages on, until it closes. `received`: called when it has welcomed this agent.
+async fn read(
+    mut body: hyper::body::Incoming,
+    events: &mpsc::Sender<Event>,
+    mut received: impl FnMut(),
+) -> Result<(), ChannelError> {
     let mut buffer = Vec::new();
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame?.into_data() else { continue };
@@ -183,6 +193,9 @@ async fn read(mut body: hyper::body::Incoming, events: &mpsc::Sender<Event>) -> 
         while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = buffer.drain(..=end).collect();
             let message = protocol::heard(&line[..end])?;
+            if matches!(message, ToAgent::Welcome { .. }) {
+                received();
+            }
             if events.send(Event::Message(message)).await.is_err() {
                 return Ok(());
             }

@@ -12,9 +12,9 @@ use troop_policies::chain;
 
 use crate::agent::{self, AgentError, Setup};
 use crate::bench;
-use crate::channel::Endpoint;
-use crate::config::{DEFAULT_PATH, HostPolicy};
+use crate::config::{ConfigError, DEFAULT_PATH, HostPolicy};
 use crate::guardian;
+use crate::join::{Join, JoinError};
 use crate::undo::Undone;
 
 /// Where the agent keeps its journal unless said otherwise: gone with the boot, as its faults are.
@@ -60,17 +60,18 @@ enum Command {
     Guardian { agent: i32, journal: PathBuf },
 }
 
+/// What is not said here stands in agent.toml, in the tables `control_plane` and `identity`.
 #[derive(Debug, clap::Args)]
 struct RunArgs {
     /// The control plane: unix:PATH or https://HOST:PORT
     #[arg(long)]
-    to: String,
+    to: Option<String>,
     /// account/region/instance, as the cloud names this host
     #[arg(long)]
-    instance: String,
-    /// A file with the token that shows who this is
+    instance: Option<String>,
+    /// A file with the token that shows who this is, which nobody else may read
     #[arg(long)]
-    token_file: PathBuf,
+    token_file: Option<PathBuf>,
     /// Certificates to trust beside none of this machine's
     #[arg(long)]
     ca_file: Option<PathBuf>,
@@ -80,6 +81,27 @@ struct RunArgs {
     /// The host's own policy
     #[arg(long, default_value = DEFAULT_PATH)]
     config: PathBuf,
+}
+
+/// Why an agent is not started.
+#[derive(Debug, thiserror::Error)]
+enum SetupError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    #[error("could not find this program")]
+    Program(#[source] io::Error),
+}
+
+impl SetupError {
+    fn hint(&self) -> &'static str {
+        match self {
+            Self::Config(e) => e.hint(),
+            Self::Join(e) => e.hint(),
+            Self::Program(_) => "is /proc mounted?",
+        }
+    }
 }
 
 /// Runs it. `before`: the words in front of an agent's command, such as `agent` of `troop agent`.
@@ -92,7 +114,7 @@ pub fn main(args: impl Iterator<Item = OsString>, before: &[&str]) -> ExitCode {
         Command::Run(args) => match setup(args, before).map(run) {
             Ok(Ok(())) => ExitCode::SUCCESS,
             Ok(Err(error)) => complain(&chain(&error), error.hint(), UNAVAILABLE),
-            Err(what) => complain(&what, "`troop-agent run --help` explains each", INPUT),
+            Err(error) => complain(&chain(&error), error.hint(), INPUT),
         },
         Command::Heal { state } => heal(&state),
         Command::Probe { config } => probe(&config),
@@ -105,21 +127,14 @@ pub fn main(args: impl Iterator<Item = OsString>, before: &[&str]) -> ExitCode {
     }
 }
 
-fn setup(args: RunArgs, before: &[&str]) -> Result<Setup, String> {
-    let to = match (args.to.strip_prefix("unix:"), args.to.strip_prefix("https://")) {
-        (Some(path), _) => Endpoint::Unix(path.into()),
-        (None, Some(authority)) => {
-            let (host, port) = authority.rsplit_once(':').ok_or("`--to` names no port")?;
-            let port = port.parse().map_err(|_| format!("`{port}` is no port"))?;
-            Endpoint::Tls { host: host.trim_matches(['[', ']']).to_owned(), port, ca_file: args.ca_file }
-        }
-        (None, None) => return Err(format!("`{}` is neither unix:PATH nor https://HOST:PORT", args.to)),
-    };
-    let token = std::fs::read_to_string(&args.token_file);
-    let token = token.map_err(|e| format!("could not read `{}`: {e}", args.token_file.display()))?.trim().to_owned();
-    let program = std::env::current_exe().map_err(|e| format!("could not find this program: {e}"))?;
+fn setup(args: RunArgs, before: &[&str]) -> Result<Setup, SetupError> {
+    let RunArgs { to, instance, token_file, ca_file, state, config } = args;
+    let (_, join) = HostPolicy::read_with_join(&config)?;
+    let over = Join { url: to, ca_file, token_file, instance, ..Join::default() };
+    let joining = join.under(over).complete()?;
+    let program = std::env::current_exe().map_err(SetupError::Program)?;
     let words = before.iter().copied().chain([GUARDIAN]).map(str::to_owned).collect();
-    Ok(Setup { instance: args.instance, to, token, state: args.state, config: args.config, guardian: (program, words) })
+    Ok(Setup { joining, state, config, guardian: (program, words) })
 }
 
 /// Logs every change of the host to standard error; `RUST_LOG` may name another level.

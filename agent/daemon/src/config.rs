@@ -1,4 +1,4 @@
-//! The host's own policy, `agent.toml`: what the control plane may ask of this host at most.
+//! The host's own policy, `agent.toml`: what the control plane may ask of this host at most. Whom the agent dials stands there too ([`Join`]).
 //!
 //! It belongs to whoever owns the host. Without the file nothing is allowed; a key that is not known, or a value that cannot be, is an error,
 //! and nothing is allowed either.
@@ -11,6 +11,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use troop_agent_core::fault::Cidr;
 use troop_policies::fault::{FaultSpec, in_words};
+
+use crate::join::{Join, RawControlPlane, RawIdentity};
 
 /// Where it lies unless said otherwise.
 pub const DEFAULT_PATH: &str = "/etc/troop/agent.toml";
@@ -119,6 +121,8 @@ struct Raw {
     #[serde(default)]
     allow_unbacked_undo: bool,
     halt_file: Option<PathBuf>,
+    control_plane: Option<RawControlPlane>,
+    identity: Option<RawIdentity>,
 }
 
 /// What is allowed of each kind where the file names it and no maximum.
@@ -132,18 +136,31 @@ impl HostPolicy {
     /// # Errors
     /// [`ConfigError`].
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        Self::read_with_join(path).map(|(policy, _)| policy)
+    }
+
+    /// Reads the file, and what it says of whom to dial. `Ok` with nothing allowed, and nothing said, where there is none.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn read_with_join(path: &Path) -> Result<(Self, Join), ConfigError> {
         let failed = |source| ConfigError::Read { path: path.into(), source };
         match std::fs::metadata(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Default::default()),
             Err(error) => return Err(failed(error)),
             Ok(found) if found.len() > FILE_MAX_BYTES => return Err(ConfigError::TooLong { path: path.into() }),
             Ok(_) => {}
         }
         let text = std::fs::read_to_string(path).map_err(failed)?;
-        Self::parse(&text).map_err(|what| ConfigError::Text { path: path.into(), what })
+        Self::parse_with_join(&text).map_err(|what| ConfigError::Text { path: path.into(), what })
     }
 
+    #[cfg(any(feature = "fuzzing", test))]
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        Self::parse_with_join(text).map(|(policy, _)| policy)
+    }
+
+    fn parse_with_join(text: &str) -> Result<(Self, Join), String> {
         let raw: Raw = toml::from_str(text).map_err(|error| {
             let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
             let at = line.map_or_else(String::new, |line| format!("line {line}: "));
@@ -155,7 +172,7 @@ impl HostPolicy {
         if !(0.0..=100.0).contains(&share) {
             return Err("`share_max_percent` is no percentage".to_owned());
         }
-        Ok(Self {
+        let policy = Self {
             faults: raw.faults,
             delay_max: Duration::from_millis(raw.delay_max_ms.unwrap_or(DELAY_MAX_MS)),
             share_max_percent: share,
@@ -164,7 +181,8 @@ impl HostPolicy {
             devices: raw.devices,
             allow_unbacked_undo: raw.allow_unbacked_undo,
             halt_file: raw.halt_file,
-        })
+        };
+        Ok((policy, Join::of(raw.control_plane, raw.identity)))
     }
 
     /// Whether the host is halted by its own file. One that cannot be looked at halts too.
@@ -291,6 +309,21 @@ mod tests {
     }
 
     #[test]
+    fn the_packages_file_allows_nothing_and_what_it_shows_is_right_when_it_is_taken_in() {
+        let text = include_str!("../../../packaging/troop-agent/files/etc/troop/agent.toml");
+        assert_eq!(HostPolicy::parse_with_join(text).unwrap().1, Join::default());
+        assert_eq!(HostPolicy::parse(text).unwrap().in_words(), "nothing");
+        let is_key = |line: &str| {
+            line.starts_with('[') || line.split_once('=').is_some_and(|(key, _)| !key.trim().contains(' '))
+        };
+        let taken_in: Vec<&str> =
+            text.lines().filter_map(|line| line.strip_prefix("# ")).filter(|line| is_key(line)).collect();
+        let (policy, join) = HostPolicy::parse_with_join(&taken_in.join("\n")).unwrap();
+        assert_eq!(policy.in_words(), "nothing");
+        assert_eq!((join.account.as_deref(), join.identity.is_some()), (Some("prod"), true));
+    }
+
+    #[test]
     fn what_is_not_understood_is_an_error_with_its_line() {
         let rows = [
             ("faults = ['delay']\ndelay_max = 3", "line 2: unknown field `delay_max`"),
@@ -299,6 +332,9 @@ mod tests {
             ("never = ['10.0.0.1/8']", "`never`"),
             ("share_max_percent = 101.0", "no percentage"),
             ("allow_unbacked_undo = 'yes'", "line 1: invalid type"),
+            ("[control_plane]\ntoken = 'ab'", "line 2: unknown field `token`"),
+            ("[identity]\nkind = 'moon'", "line 2: unknown variant `moon`"),
+            ("[identity]\nendpoint = 'http://127.0.0.1:1'", "missing field `kind`"),
         ];
         for (text, expected) in rows {
             let what = HostPolicy::parse(text).unwrap_err();

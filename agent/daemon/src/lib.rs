@@ -14,6 +14,8 @@ pub mod config;
 #[cfg(any(feature = "fuzzing", test))]
 pub mod fuzz;
 pub mod guardian;
+pub mod identity;
+pub mod join;
 pub mod keep;
 mod measure;
 pub mod netlink;
@@ -22,6 +24,7 @@ mod owner;
 pub mod packet;
 pub mod plane;
 pub mod planes;
+pub mod secret;
 mod sockets;
 mod sys;
 pub mod undo;

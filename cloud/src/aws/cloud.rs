@@ -30,6 +30,8 @@ pub struct AwsCloud {
     regions: Vec<RegionName>,
     places: BTreeMap<RegionName, Place>,
     gatekeeper: Gatekeeper,
+    /// The account's number, once it was asked.
+    number: tokio::sync::OnceCell<Option<String>>,
 }
 
 /// One region of the account.
@@ -118,7 +120,13 @@ impl AwsCloud {
             };
             places.insert(name.clone(), place);
         }
-        Self { regions: config.regions.keys().cloned().collect(), config, places, gatekeeper }
+        Self {
+            regions: config.regions.keys().cloned().collect(),
+            config,
+            places,
+            gatekeeper,
+            number: tokio::sync::OnceCell::new(),
+        }
     }
 
     /// How many requests of each kind have left so far.
@@ -226,6 +234,15 @@ impl Cloud for AwsCloud {
             Err(fault) if fault.kind == Kind::NotFound && matches!(intent.step, Step::Destroy { .. }) => Ok(()),
             other => self.seen(other),
         }
+    }
+
+    async fn account_number(&self) -> Result<Option<String>, CloudError> {
+        let Some(region) = self.regions.first() else { return Ok(None) };
+        let asking = || async {
+            let arn = self.identity(region).await?;
+            Ok(arn.split(':').nth(4).map(str::to_owned))
+        };
+        self.number.get_or_try_init(asking).await.cloned()
     }
 
     fn soak_min(&self) -> Duration {

@@ -86,6 +86,10 @@ pub(crate) struct RawRegistry {
 pub(crate) struct RawAws {
     /// Where every request goes instead of AWS, such as `http://127.0.0.1:5000`: a server that stands in for it.
     pub endpoint: Option<Sp<String>>,
+    /// By region, a PEM file with the certificates by which EC2 signs instance identity documents there, relative to this file.
+    #[serde(default)]
+    #[schemars(extend("maxProperties" = 100))]
+    pub identity_certs: BTreeMap<Sp<String>, Sp<String>>,
 }
 
 /// One account of a cloud.

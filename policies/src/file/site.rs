@@ -10,7 +10,7 @@ use toml::de::DeTable;
 use super::app::hold_while;
 use super::diagnostic::{Findings, shown};
 use super::policy::{bounded, named};
-use super::raw_site::{RawAccount, RawAgents, RawChannel, RawChannelKind, RawFirst, RawRegion, RawSite};
+use super::raw_site::{RawAccount, RawAgents, RawAws, RawChannel, RawChannelKind, RawFirst, RawRegion, RawSite};
 use super::scalar::{DurationText, Sp};
 use crate::hold::Address;
 use crate::ids::{AccountName, BadId, RegionName, TeamName};
@@ -62,6 +62,7 @@ pub(crate) fn site(raw: &RawSite, written: &DeTable<'_>, out: &mut Findings<'_>)
     let alertmanager =
         alertmanager.and_then(|text| address(text, "alertmanager = \"https://alerts.example.com\"", out));
     let agents = raw.agents.as_ref().and_then(|a| agents(a.get(), out));
+    let identity_certs = raw.aws.as_ref().map(|aws| identity_certs(aws.get(), out)).unwrap_or_default();
     let channels = channels(raw, out);
     let path = |text: &Option<Sp<String>>| text.as_ref().map(|t| PathBuf::from(t.get()));
     Some(Site {
@@ -80,7 +81,7 @@ pub(crate) fn site(raw: &RawSite, written: &DeTable<'_>, out: &mut Findings<'_>)
         registry_lease: lease?,
         registry_url,
         accounts,
-        aws: Aws { endpoint },
+        aws: Aws { endpoint, identity_certs },
         ledger: raw.ledger.as_ref().and_then(|l| path(&l.get().file)),
         balancer,
         agents,
@@ -214,6 +215,16 @@ fn agents(raw: &RawAgents, out: &mut Findings<'_>) -> Option<AgentsListener> {
     };
     let path = |text: &Option<Sp<String>>| text.as_ref().map(|t| PathBuf::from(t.get()));
     Some(AgentsListener { address, certificate_file: path(&raw.certificate_file)?, key_file: path(&raw.key_file)? })
+}
+
+fn identity_certs(raw: &RawAws, out: &mut Findings<'_>) -> BTreeMap<RegionName, PathBuf> {
+    let mut files = BTreeMap::new();
+    for (region, file) in &raw.identity_certs {
+        if let Some(region) = named(Some(region), RegionName::new, out) {
+            files.insert(region, PathBuf::from(file.get()));
+        }
+    }
+    files
 }
 
 fn channels(raw: &RawSite, out: &mut Findings<'_>) -> BTreeMap<String, Channel> {

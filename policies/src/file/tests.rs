@@ -51,6 +51,8 @@ url_file = "slack.url"
 kind = "webhook"
 url_file = "desk.url"
 secret_file = "desk.secret"
+[aws.identity_certs]
+us-east-1 = "us-east-1.pem"
 "#;
 
 const BASE_ROOT: &str = "format = 1\nteam = \"shop\"\ntimezone = \"UTC\"\n";
@@ -503,6 +505,8 @@ fn reads_every_key_of_the_site_file() {
     assert_eq!(site.balancer.unwrap().port(), 8080);
     let agents = site.agents.unwrap();
     assert_eq!((agents.address.port(), agents.key_file.as_path()), (7443, std::path::Path::new("agents.key")));
+    let certificates: Vec<_> = site.aws.identity_certs.iter().map(|(r, f)| (r.as_str(), f.to_str().unwrap())).collect();
+    assert_eq!(certificates, [("us-east-1", "us-east-1.pem")]);
     assert_eq!(site.alertmanager.as_deref(), Some("https://alerts.example.com"));
     assert_eq!(site.signals_ca_file.as_deref(), Some(std::path::Path::new("ca.pem")));
     assert_eq!(site.channels["slack"].kind, ChannelKind::Slack);
@@ -552,6 +556,7 @@ fn a_site_file_with_mistakes_is_refused() {
         ("[channels.slack]", "[channels.\"a b\"]"),
         ("secret_file = \"desk.secret\"\n", ""),
         ("url_file = \"slack.url\"", "url_file = \"slack.url\"\nsecret_file = \"x\""),
+        ("us-east-1 = ", "\"us east\" = "),
     ];
     let mut told = String::new();
     for (old, new) in rows {

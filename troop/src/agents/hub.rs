@@ -11,7 +11,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use troop_agent_core::lease::LEASES_MAX;
 use troop_agent_core::protocol::{self, Answered, Chapter, FromAgent, Hello, Story, ToAgent};
 
-use super::{AgentSeen, Agents, HostName, LEASE, NoAnswer, Order};
+use super::{AgentSeen, Agents, HostName, LEASE, NoAnswer, Order, Standing};
 
 /// How long a host may take to answer: it does so before it measures or changes anything.
 const ANSWER_MAX: Duration = Duration::from_secs(3);
@@ -42,6 +42,7 @@ struct State {
 struct Host {
     release: String,
     capabilities: protocol::Capabilities,
+    standing: Standing,
     stories: BTreeMap<String, Story>,
     /// Leases in the order in which they were first heard of.
     order: VecDeque<String>,
@@ -92,6 +93,7 @@ impl Hub {
         self: &Arc<Self>,
         host: HostName,
         hello: Hello,
+        standing: Standing,
         queue: mpsc::Sender<Bytes>,
         now: Timestamp,
     ) -> Result<Connection, String> {
@@ -119,8 +121,9 @@ impl Hub {
         let entry = state.hosts.entry(host.clone()).or_default();
         entry.release = hello.release;
         entry.capabilities = hello.host;
+        entry.standing = standing;
         entry.connected = Some(connected);
-        tracing::info!(%host, "an agent is connected");
+        tracing::info!(%host, standing = standing.in_words(), "an agent is connected");
         Ok(Connection { hub: Arc::clone(self), host, id })
     }
 }
@@ -183,6 +186,7 @@ impl Agents for Hub {
             host: name.clone(),
             release: host.release.clone(),
             capabilities: host.capabilities.clone(),
+            standing: host.standing,
             since: host.connected.as_ref().map(|connected| connected.since),
             live: host.stories.values().filter(is_live).map(|story| story.lease.clone()).collect(),
         };
@@ -259,6 +263,7 @@ mod tests {
             release: "0.1.0".to_owned(),
             highest_number,
             host: protocol::Capabilities::default(),
+            identity: None,
         }
     }
 
@@ -287,7 +292,7 @@ mod tests {
     async fn a_host_is_told_and_its_answer_reaches_who_asked() {
         let hub = Arc::new(Hub::default());
         let (queue, mut sent) = mpsc::channel(8);
-        let connection = hub.connect(host(), hello(41), queue, now()).unwrap();
+        let connection = hub.connect(host(), hello(41), Standing::Token, queue, now()).unwrap();
         assert_eq!(said(&sent.recv().await.unwrap()), ToAgent::Welcome { version: protocol::VERSION });
         assert_eq!(said(&sent.recv().await.unwrap()), ToAgent::Resume { number: 42 });
         let asking = tokio::spawn({
@@ -303,7 +308,7 @@ mod tests {
     async fn stories_outlive_their_connection() {
         let hub = Arc::new(Hub::default());
         let (queue, _sent) = mpsc::channel(8);
-        let connection = hub.connect(host(), hello(0), queue, now()).unwrap();
+        let connection = hub.connect(host(), hello(0), Standing::Token, queue, now()).unwrap();
         connection.hear(story(Chapter::Up));
         assert_eq!(hub.seen()[0].live, ["aa"]);
         drop(connection);
@@ -317,9 +322,9 @@ mod tests {
     async fn a_host_that_dials_again_replaces_itself() {
         let hub = Arc::new(Hub::default());
         let (first, _first_sent) = mpsc::channel(8);
-        let old = hub.connect(host(), hello(0), first, now()).unwrap();
+        let old = hub.connect(host(), hello(0), Standing::Token, first, now()).unwrap();
         let (second, _second_sent) = mpsc::channel(8);
-        let _new = hub.connect(host(), hello(5), second, now()).unwrap();
+        let _new = hub.connect(host(), hello(5), Standing::Token, second, now()).unwrap();
         drop(old);
         assert_eq!(hub.seen()[0].since, Some(now()));
     }
@@ -328,12 +333,12 @@ mod tests {
     async fn a_halt_reaches_those_connected_and_those_that_dial_in_later() {
         let hub = Arc::new(Hub::default());
         let (queue, mut sent) = mpsc::channel(8);
-        let _connection = hub.connect(host(), hello(0), queue, now()).unwrap();
+        let _connection = hub.connect(host(), hello(0), Standing::Token, queue, now()).unwrap();
         hub.set_halted(true);
         let heard: Vec<ToAgent> = std::iter::from_fn(|| sent.try_recv().ok()).map(|line| said(&line)).collect();
         assert_eq!(heard[1..], [ToAgent::Resume { number: 1 }, ToAgent::Halt { number: 2 }]);
         let (queue, mut sent) = mpsc::channel(8);
-        let _again = hub.connect(host(), hello(2), queue, now()).unwrap();
+        let _again = hub.connect(host(), hello(2), Standing::Token, queue, now()).unwrap();
         let heard: Vec<ToAgent> = std::iter::from_fn(|| sent.try_recv().ok()).map(|line| said(&line)).collect();
         assert_eq!(heard[1..], [ToAgent::Halt { number: 3 }]);
     }
@@ -342,10 +347,12 @@ mod tests {
     fn a_host_that_does_not_read_or_speaks_another_version_is_not_taken() {
         let hub = Arc::new(Hub::default());
         let (queue, _sent) = mpsc::channel(1);
-        assert!(hub.connect(host(), hello(0), queue, now()).unwrap_err().contains("does not read"));
+        assert!(hub.connect(host(), hello(0), Standing::Token, queue, now()).unwrap_err().contains("does not read"));
         let (queue, _sent) = mpsc::channel(8);
         let later = Hello { oldest_version: 9, newest_version: 9, ..hello(0) };
-        assert!(hub.connect(host(), later, queue, now()).unwrap_err().contains("speaks versions 9 to 9"));
+        assert!(
+            hub.connect(host(), later, Standing::Token, queue, now()).unwrap_err().contains("speaks versions 9 to 9")
+        );
         assert_eq!(hub.seen(), []);
     }
 }

@@ -5,6 +5,7 @@
 mod hub;
 pub mod identity;
 pub mod peers;
+pub mod proof;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ use troop_agent_core::protocol::{Answered, Capabilities, Grant, Story};
 use troop_policies::{AccountName, InstanceId, RegionName};
 
 pub use hub::Hub;
+pub use proof::Standing;
 pub use server::{Reception, ServerError};
 
 /// How long a lease lives unless it is renewed: what a host may go on hurting when nobody can tell it to stop.
@@ -37,13 +39,7 @@ impl HostName {
 
     /// As an agent says it; `None` for what cannot be one.
     pub fn parse(text: &str) -> Option<Self> {
-        let mut parts = text.split('/');
-        let (account, region, instance) = (parts.next()?, parts.next()?, parts.next()?);
-        let known = AccountName::new(account).is_ok()
-            && RegionName::new(region).is_ok()
-            && InstanceId::new(instance).is_ok()
-            && parts.next().is_none();
-        known.then(|| Self(text.to_owned()))
+        parts(text).map(|_| Self(text.to_owned()))
     }
 
     pub fn as_str(&self) -> &str {
@@ -54,6 +50,25 @@ impl HostName {
     pub fn instance(&self) -> &str {
         self.0.rsplit('/').next().unwrap_or_default()
     }
+
+    /// `account/region`: where the instance is.
+    pub fn place(&self) -> &str {
+        self.0.rsplit_once('/').map_or("", |(place, _)| place)
+    }
+
+    /// Account, region and instance. Never `None`: a name was checked when it was made.
+    pub fn parts(&self) -> Option<(AccountName, RegionName, InstanceId)> {
+        parts(&self.0)
+    }
+}
+
+fn parts(text: &str) -> Option<(AccountName, RegionName, InstanceId)> {
+    let mut parts = text.split('/');
+    let (account, region, instance) = (parts.next()?, parts.next()?, parts.next()?);
+    if parts.next().is_some() {
+        return None;
+    }
+    Some((AccountName::new(account).ok()?, RegionName::new(region).ok()?, InstanceId::new(instance).ok()?))
 }
 
 impl fmt::Display for HostName {
@@ -68,6 +83,8 @@ pub struct AgentSeen {
     pub host: HostName,
     pub release: String,
     pub capabilities: Capabilities,
+    /// By what it is known to be that host's.
+    pub standing: Standing,
     /// Since when it is connected; `None`: it is not.
     pub since: Option<Timestamp>,
     /// Leases whose fault is not known to be gone.

@@ -15,6 +15,7 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, mpsc};
@@ -22,12 +23,14 @@ use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use troop_agent::channel::PATH;
-use troop_agent_core::protocol::{self, FromAgent, MESSAGE_MAX_BYTES};
+use troop_agent_core::protocol::{self, FromAgent, Hello, MESSAGE_MAX_BYTES, NONCE_HEADER, ToAgent};
+use troop_policies::chain;
 
 use super::HostName;
 use super::hub::{Hub, WAITING_MAX};
 use super::identity::Identity;
-use super::token::AgentsSecret;
+use super::proof::{Claim, NotProven, Prover, Standing};
+use super::token::{AgentsSecret, Shown};
 use crate::clock;
 
 /// Hosts that may be connected at a time. Each takes a few kilobytes; a site with more has several control planes.
@@ -56,8 +59,7 @@ pub struct ServerError {
 /// Whom agents are received for, and how many.
 #[derive(Debug, Clone)]
 pub struct Reception {
-    hub: Arc<Hub>,
-    secret: AgentsSecret,
+    desk: Arc<Desk>,
     room: Arc<Semaphore>,
     strangers: Arc<Semaphore>,
     /// How long a host may take to say who it is.
@@ -65,11 +67,21 @@ pub struct Reception {
     stop: CancellationToken,
 }
 
+/// What whoever dials in is measured by.
+#[derive(Debug)]
+struct Desk {
+    hub: Arc<Hub>,
+    secret: AgentsSecret,
+    prover: Option<Prover>,
+}
+
 impl Reception {
-    /// Receives until `stop`.
-    pub fn new(hub: Arc<Hub>, secret: AgentsSecret, stop: CancellationToken) -> Self {
+    /// Receives until `stop`. Without a `prover` an agent is known by the token of its own host alone: the embedded cloud, which gives it only to
+    /// that host.
+    pub fn new(hub: Arc<Hub>, secret: AgentsSecret, prover: Option<Prover>, stop: CancellationToken) -> Self {
         let (room, strangers) = (Semaphore::new(CONNECTIONS_MAX), Semaphore::new(STRANGERS_MAX));
-        Self { hub, secret, room: Arc::new(room), strangers: Arc::new(strangers), patience: HELLO_MAX, stop }
+        let desk = Arc::new(Desk { hub, secret, prover });
+        Self { desk, room: Arc::new(room), strangers: Arc::new(strangers), patience: HELLO_MAX, stop }
     }
 
     /// Receives agents on a unix socket. A socket of a dead control plane is replaced.
@@ -125,7 +137,7 @@ impl Reception {
     ) {
         let permits = (Arc::clone(&self.room).try_acquire_owned(), Arc::clone(&self.strangers).try_acquire_owned());
         let (Ok(room), Ok(stranger)) = permits else { return };
-        let (hub, secret, stop) = (Arc::clone(&self.hub), self.secret.clone(), self.stop.clone());
+        let (desk, stop) = (Arc::clone(&self.desk), self.stop.clone());
         let patience = self.patience;
         tokio::spawn(async move {
             let known = CancellationToken::new();
@@ -133,7 +145,7 @@ impl Reception {
             let served = async move {
                 let Some(stream) = stream.await else { return };
                 let service = service_fn(move |request| {
-                    let answered = answer(request, Arc::clone(&hub), secret.clone(), told.clone());
+                    let answered = answer(request, Arc::clone(&desk), told.clone());
                     std::future::ready(Ok::<_, Infallible>(answered))
                 });
                 let connection = http2::Builder::new(TokioExecutor::new())
@@ -161,7 +173,7 @@ impl Reception {
     }
 }
 
-fn answer(request: Request<Incoming>, hub: Arc<Hub>, secret: AgentsSecret, known: CancellationToken) -> Response<Body> {
+fn answer(request: Request<Incoming>, desk: Arc<Desk>, known: CancellationToken) -> Response<Body> {
     if request.uri().path() != PATH || request.method() != hyper::Method::POST {
         return short(StatusCode::NOT_FOUND, "agents are received elsewhere");
     }
@@ -169,23 +181,38 @@ fn answer(request: Request<Incoming>, hub: Arc<Hub>, secret: AgentsSecret, known
     let Some(token) = token.and_then(|value| value.strip_prefix("Bearer ")).map(str::to_owned) else {
         return short(StatusCode::UNAUTHORIZED, "who is it?");
     };
+    let Ok(nonce) = nonce() else {
+        return short(StatusCode::SERVICE_UNAVAILABLE, "no random numbers");
+    };
     let (queue, waiting) = mpsc::channel::<Bytes>(WAITING_MAX);
+    let mut response = Response::new(());
+    // Hexadecimal digits are a header's value.
+    if let Ok(value) = nonce.parse() {
+        response.headers_mut().insert(NONCE_HEADER, value);
+    }
     tokio::spawn(async move {
-        if let Err(why) = converse(request.into_body(), &token, queue, hub, secret, known).await {
+        if let Err(why) = converse(request.into_body(), &token, &nonce, queue, &desk, known).await {
             tracing::warn!(why, "an agent was sent away");
         }
     });
     let lines = ReceiverStream::new(waiting).map(|line| Ok(Frame::data(line)));
-    Response::new(StreamBody::new(lines).boxed())
+    response.map(|()| StreamBody::new(lines).boxed())
+}
+
+/// What one connection's agent signs: 256 random bits.
+fn nonce() -> Result<String, rustix::io::Errno> {
+    let mut random = [0; 32];
+    getrandom(&mut random, GetRandomFlags::empty())?;
+    Ok(hex::encode(random))
 }
 
 /// Hears a host until it is silent. When this ends, so does the answer, and the host knows.
 async fn converse(
     body: Incoming,
     token: &str,
+    nonce: &str,
     queue: mpsc::Sender<Bytes>,
-    hub: Arc<Hub>,
-    secret: AgentsSecret,
+    desk: &Desk,
     known: CancellationToken,
 ) -> Result<(), String> {
     let mut lines = Lines { body, buffer: Vec::new() };
@@ -193,16 +220,38 @@ async fn converse(
         return Err("its first word was no hello".to_owned());
     };
     let host = HostName::parse(&hello.instance).ok_or("its name is none")?;
-    if !secret.is_of(&host, token) {
-        return Err(format!("its token is not that of `{host}`"));
-    }
+    let Some(shown) = desk.secret.whose(&host, token) else {
+        return Err(format!("its token is neither that of `{host}` nor that of its region"));
+    };
+    let standing = match desk.standing(&host, shown, &hello, nonce).await {
+        Ok(standing) => standing,
+        Err(why) => {
+            let why = chain(&why);
+            // Who has a token of this site may know what else it takes.
+            let told = protocol::write(&ToAgent::Refused { why: protocol::cut(&why) });
+            drop(told.map(|line| queue.try_send(line.into())));
+            return Err(why);
+        }
+    };
     // The queue's other end is the answer: a host that is cut off by the hub sees its end.
-    let connection = hub.connect(host, hello, queue, clock::real_now())?;
+    let connection = desk.hub.connect(host, hello, standing, queue, clock::real_now())?;
     known.cancel();
     while let Some(message) = lines.next().await? {
         connection.hear(message);
     }
     Ok(())
+}
+
+impl Desk {
+    async fn standing(&self, host: &HostName, shown: Shown, hello: &Hello, nonce: &str) -> Result<Standing, NotProven> {
+        let claim = Claim { host, identity: hello.identity.as_ref(), nonce };
+        match (&self.prover, shown) {
+            (Some(prover), Shown::Host | Shown::Region) => prover.check(claim, clock::real_now()).await,
+            (None, Shown::Host) => Ok(Standing::Token),
+            // It speaks for any name, and nobody could say whether there is such an instance.
+            (None, Shown::Region) => Err(NotProven::NoPicture(host.clone())),
+        }
+    }
 }
 
 struct Lines {

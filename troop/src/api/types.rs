@@ -102,6 +102,9 @@ pub struct AgentView {
     pub allows: String,
     /// Why it cannot do more.
     pub lacks: Vec<String>,
+    /// By what it is known to be that instance's: `token`, `token, instance runs` or `proven by EC2`.
+    #[serde(default)]
+    pub identity: String,
     /// Since when it is connected; null: it is not.
     pub since: Option<Timestamp>,
     /// Leases whose fault is not known to be gone.

@@ -9,6 +9,7 @@ use troop_policies::policy::Site;
 use troop_policies::{Location, RegionName, chain};
 
 use crate::accounts;
+use crate::agents::proof::unproven;
 use crate::state::{self, StateDir};
 use crate::views::doctor::{DoctorView, Finding, Verdict};
 
@@ -185,5 +186,11 @@ fn of_site(site: &Site) -> Vec<Finding> {
         0 => finding("channels", wanted, "none: an unleashed site needs one, and a team that it reaches".to_owned()),
         count => finding("channels", Verdict::Ok, format!("{count}; `troop notify TEAM` says whether one works")),
     };
-    vec![caps, channels]
+    let mut findings = vec![caps, channels];
+    let unproven = unproven(&site.accounts, &site.aws.identity_certs).join(", ");
+    if site.agents.is_some() && !unproven.is_empty() {
+        let text = format!("of {unproven} known by their token and that their instance runs: no `aws.identity_certs`");
+        findings.push(finding("agents", Verdict::Note, text));
+    }
+    findings
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use troop_cloud::local::agents::secret_file;
+use troop_policies::chain;
 
 use super::args::{self, Output};
 use super::context::{self, Context};
@@ -11,7 +12,8 @@ use super::demand::DemandArgs;
 use super::fault_args::FaultArgs;
 use super::watch::{self, Wait};
 use crate::agents::HostName;
-use crate::agents::token::AgentsSecret;
+use crate::agents::proof::Keys;
+use crate::agents::token::{AgentsSecret, Scope};
 use crate::api::types::{AgentView, KillAnswer, LatencyRequest};
 use crate::client::ACT_WITHIN;
 use crate::clock;
@@ -41,20 +43,27 @@ pub(super) struct LatencyArgs {
 
 /// List the agents on the hosts: what they can do, and what they do
 ///
-/// With --token it makes what the agent of a host elsewhere shows to be received; this needs nobody to run.
+/// With --token it makes what the agent of a host elsewhere shows to be received, with --forget it lets a host's agent have a new key;
+/// both need nobody to run.
 #[derive(Debug, Args)]
 pub(super) struct AgentsArgs {
-    /// Print the token of this host's agent (account/region/instance) instead: a secret
-    #[arg(long, value_name = "HOST", conflicts_with = "format")]
+    /// Print the token of this host's agent (account/region/instance) instead, or of all agents of a region (account/region): a secret
+    #[arg(long, value_name = "SCOPE", conflicts_with = "format")]
     token: Option<String>,
+    /// Forget by which key this host's agent (account/region/instance) has proven itself, so that one with another key is received
+    #[arg(long, value_name = "HOST", conflicts_with_all = ["format", "token"])]
+    forget: Option<String>,
     #[command(flatten)]
     output: Output,
 }
 
 pub(super) async fn agents(cx: &Context, args: &AgentsArgs) -> Result<Code, CliError> {
     let state = cx.state()?;
-    if let Some(host) = &args.token {
-        return token(&state, host);
+    if let Some(scope) = &args.token {
+        return token(&state, scope);
+    }
+    if let Some(host) = &args.forget {
+        return forget(&state, host);
     }
     let views: Vec<AgentView> = context::client(&state).get("agents").await?;
     if args.output.is_json() {
@@ -69,16 +78,34 @@ pub(super) async fn agents(cx: &Context, args: &AgentsArgs) -> Result<Code, CliE
     Ok(Code::Ok)
 }
 
-fn token(state: &StateDir, host: &str) -> Result<Code, CliError> {
-    let hint = "write account/region/instance, for example prod/us-east-1/i-0a11";
-    let host = HostName::parse(host)
-        .ok_or_else(|| CliError::new(Code::Input, format!("`{host}` names no host")).hint(hint))?;
+fn token(state: &StateDir, scope: &str) -> Result<Code, CliError> {
+    let hint = "write account/region/instance or account/region, for example prod/us-east-1/i-0a11";
+    let scope = Scope::parse(scope)
+        .ok_or_else(|| CliError::new(Code::Input, format!("`{scope}` names no host and no region")).hint(hint))?;
     let path = secret_file(state.path());
     let secret = AgentsSecret::keep(&path).map_err(|error| {
         CliError::new(Code::Unavailable, format!("could not keep the agents' secret `{}`: {error}", path.display()))
             .hint("whoever runs the control plane may read it; it is made by `troop up`")
     })?;
-    ui::line(&secret.token_of(&host));
+    ui::line(&secret.token_of(&scope));
+    Ok(Code::Ok)
+}
+
+fn forget(state: &StateDir, host: &str) -> Result<Code, CliError> {
+    let hint = "write account/region/instance, for example prod/us-east-1/i-0a11";
+    let host = HostName::parse(host)
+        .ok_or_else(|| CliError::new(Code::Input, format!("`{host}` names no host")).hint(hint))?;
+    match Keys::of(state.path()).forget(&host) {
+        Ok(true) => {
+            ui::note(&format!("the key of `{host}` is forgotten: the next agent that proves itself is the host's"))
+        }
+        Ok(false) => ui::note(&format!("no key of `{host}` was known")),
+        Err(error) => {
+            return Err(
+                CliError::new(Code::Unavailable, chain(&error)).hint("whoever runs the control plane may do it")
+            );
+        }
+    }
     Ok(Code::Ok)
 }
 

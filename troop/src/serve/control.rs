@@ -401,7 +401,7 @@ impl ControlPlane for Control {
 }
 
 fn agent(seen: AgentSeen) -> AgentView {
-    let AgentSeen { host, release, capabilities, since, live } = seen;
+    let AgentSeen { host, release, capabilities, standing, since, live } = seen;
     let plane = |plane: &PlaneSeen| format!("{} (killed: {}, hung: {})", plane.name, plane.on_death, plane.on_hang);
     AgentView {
         schema: SCHEMA,
@@ -412,6 +412,7 @@ fn agent(seen: AgentSeen) -> AgentView {
         planes: capabilities.planes.iter().map(plane).collect(),
         allows: capabilities.allows,
         lacks: capabilities.lacks,
+        identity: standing.in_words().to_owned(),
         since,
         live,
     }

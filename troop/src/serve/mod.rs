@@ -23,6 +23,7 @@ pub mod process;
 pub mod pushes;
 pub mod ready;
 pub mod resolver;
+mod sightings;
 #[cfg(test)]
 mod tests;
 

@@ -17,7 +17,9 @@ use troop_policies::policy::Site;
 
 use super::RunError;
 use super::core::{Core, Parts};
+use super::sightings::Seen;
 use crate::agents::identity::Identity;
+use crate::agents::proof::{Keys, Prover};
 use crate::agents::token::AgentsSecret;
 use crate::agents::{Agents, Hub, Reception};
 use crate::clock::{self, Calendar};
@@ -97,7 +99,10 @@ async fn receive_agents(core: Arc<Core>, hub: Arc<Hub>, listener: Option<TcpList
         Ok(secret) => secret,
         Err(error) => return tracing::error!(%error, "no agents are received: their secret cannot be kept"),
     };
-    let reception = Reception::new(hub, secret, stop);
+    // Of accounts, what an agent says of its host is held against the picture of them, and where it can be against EC2's signature.
+    let prover = (!core.site.accounts.is_empty())
+        .then(|| Prover::new(core.site.aws.identity_certs.clone(), Keys::of(state), Arc::new(Seen(Arc::clone(&core)))));
+    let reception = Reception::new(hub, secret, prover, stop);
     let far = async {
         let Some((listener, files)) = listener.zip(core.site.agents.as_ref()) else { return };
         let listener = listener.set_nonblocking(true).and_then(|()| tokio::net::TcpListener::from_std(listener));

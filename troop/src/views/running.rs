@@ -136,13 +136,14 @@ pub fn latency(answer: &KillAnswer) -> String {
 }
 
 pub fn agents(views: &[AgentView], now: Timestamp) -> String {
-    let header = ["INSTANCE", "CONNECTED", "PLANES", "ALLOWS", "FAULTS", "KERNEL", "RELEASE"];
+    let header = ["INSTANCE", "CONNECTED", "IDENTITY", "PLANES", "ALLOWS", "FAULTS", "KERNEL", "RELEASE"];
     let row = |agent: &AgentView| {
         let planes =
             if agent.planes.is_empty() { format!("none: {}", agent.lacks.join("; ")) } else { agent.planes.join(", ") };
         vec![
             agent.instance.clone(),
             agent.since.map_or_else(|| "no".to_owned(), |since| format!("for {}", time::since(since, now))),
+            agent.identity.clone(),
             planes,
             agent.allows.clone(),
             if agent.live.is_empty() { "-".to_owned() } else { agent.live.join(" ") },

@@ -9,6 +9,7 @@
 //! sender so that it learns of it, the receiver because it need not believe the sender.
 
 mod fault;
+mod identity;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +22,7 @@ use troop_policies::fault::FaultSpec;
 use crate::fault::{BadRange, Cidr};
 use crate::lease::{Answer, BadLeaseId, BadTerm, Command, CommandNumber, LeaseId, Life, Ttl, Why};
 pub use fault::{BadFault, Found, fault_of};
+pub use identity::{Ec2Identity, Identity, NONCE_HEADER, is_nonce, statement};
 
 /// The version this release speaks, and the oldest it still understands.
 pub const VERSION: u32 = 1;
@@ -75,6 +77,9 @@ pub struct Hello {
     /// The highest number of a command it ever carried out; the next must be greater.
     pub highest_number: u64,
     pub host: Capabilities,
+    /// What shows which instance it is, where its host says that it can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Identity>,
 }
 
 /// What a host can do, as found by trying.
@@ -138,6 +143,10 @@ pub enum ToAgent {
     },
     Resume {
         number: u64,
+    },
+    /// It will not be received, and why. The connection ends with it; an older agent sees only that.
+    Refused {
+        why: String,
     },
     /// Never on the wire: a grant that was not understood ([`heard`]), of which this much was.
     #[serde(skip)]
@@ -360,7 +369,7 @@ impl ToAgent {
     /// [`BadMessage`] for one that cannot be carried out by anybody.
     pub fn ordered(self) -> Result<Option<Ordered>, BadMessage> {
         let (number, command, with) = match self {
-            Self::Welcome { .. } | Self::Unknown => return Ok(None),
+            Self::Welcome { .. } | Self::Refused { .. } | Self::Unknown => return Ok(None),
             Self::Grant(grant) => {
                 limit("probes", grant.probes.len(), PROBES_MAX)?;
                 let lease = LeaseId::new(&grant.lease)?;
@@ -404,6 +413,7 @@ impl FromAgent {
                 let texts = hello.host.planes.iter().flat_map(|p| [&p.name, &p.on_death, &p.on_hang]);
                 let own = [&hello.instance, &hello.release, &hello.host.kernel, &hello.host.allows];
                 texts.chain(&hello.host.lacks).chain(own).try_for_each(|text| short("hello", text))?;
+                hello.identity.as_ref().map_or(Ok(()), Identity::check)?;
             }
             Self::Story(story) => {
                 LeaseId::new(&story.lease)?;
@@ -442,5 +452,9 @@ fn limit(field: &'static str, count: usize, max: usize) -> Result<(), BadMessage
 }
 
 fn short(field: &'static str, text: &str) -> Result<(), BadMessage> {
-    limit(field, text.len(), TEXT_MAX_BYTES)
+    short_of(field, text, TEXT_MAX_BYTES)
+}
+
+fn short_of(field: &'static str, text: &str, max: usize) -> Result<(), BadMessage> {
+    limit(field, text.len(), max)
 }

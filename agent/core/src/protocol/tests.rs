@@ -76,6 +76,7 @@ fn releases_one_apart_find_the_version_both_speak() {
         release: "0.2.0".to_owned(),
         highest_number: 0,
         host: Capabilities::default(),
+        identity: None,
     };
     assert_eq!(common_version(&hello(1, 2)), Some(1));
     assert_eq!(common_version(&hello(1, 1)), Some(1));
@@ -224,6 +225,30 @@ fn what_is_off_limits_is_refused_before_anything_is_changed() {
     assert!(matches!(metadata, Err(BadFault::Target(checked::BadTarget::OffLimits { .. }))));
     let too_much = FaultSpec { loss: Some(ChanceSpec { ppm: 1_000_001, correlation_ppm: 0 }), ..spec("10.0.0.1") };
     assert_eq!(check(&too_much, &cidrs(&["10.0.0.1"])), Err(BadFault::TooManyPpm { ppm: 1_000_001 }));
+}
+
+#[test]
+fn an_identity_of_a_later_cloud_is_heard_and_one_that_is_too_long_is_not() {
+    let hello = |identity: &str| {
+        let head = r#"{"type":"hello","newest_version":1,"oldest_version":1,"instance":"a/b/i-1","release":"0.2.0","highest_number":0"#;
+        let host = r#""host":{"kernel":"","planes":[],"lacks":[],"allows":""}"#;
+        read::<FromAgent>(format!("{head},{host}{identity}}}").as_bytes()).and_then(FromAgent::checked)
+    };
+    let heard = |identity| match hello(identity) {
+        Ok(FromAgent::Hello(hello)) => hello.identity,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(heard(""), None, "an agent one release older");
+    assert_eq!(heard(r#","identity":{"kind":"moon","crater":4}"#), Some(Identity::Unknown));
+    let parts = |document: &str| {
+        format!(r#","identity":{{"kind":"ec2","document":"{document}","signature":"c2ln","key":"00","proof":"11"}}"#)
+    };
+    assert!(matches!(heard(&parts("x")), Some(Identity::Ec2(_))));
+    let long = hello(&parts(&"x".repeat(identity::PART_MAX_BYTES + 1)));
+    assert!(matches!(long, Err(BadMessage::TooMuch { field: "identity", .. })));
+    // An agent that does not know the word hears nothing in it, and sees the end of the connection.
+    let refused: ToAgent = read(br#"{"type":"refused","why":"no"}"#).unwrap();
+    assert_eq!(refused.ordered().unwrap(), None);
 }
 
 proptest! {

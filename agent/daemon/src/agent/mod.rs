@@ -13,9 +13,11 @@ use tokio::time::sleep;
 use troop_agent_core::protocol::{Capabilities, FromAgent, Hello, OLDEST_VERSION, PlaneSeen, ToAgent, VERSION};
 use troop_policies::chain;
 
-use crate::channel::{self, Endpoint, Event};
+use crate::channel::{self, Event};
 use crate::clock;
 use crate::config::{ConfigError, HostPolicy};
+use crate::identity::{self, IdentityError, Own};
+use crate::join::Joining;
 use crate::keep::{Keep, KeepError};
 use crate::netlink::{Netlink, NetlinkError};
 use crate::plane::{By, Plane};
@@ -28,10 +30,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// What an agent is started with.
 #[derive(Debug, Clone)]
 pub struct Setup {
-    /// `account/region/instance`.
-    pub instance: String,
-    pub to: Endpoint,
-    pub token: String,
+    pub joining: Joining,
     /// The agent's own folder: the journal, and what it remembers.
     pub state: PathBuf,
     pub config: PathBuf,
@@ -48,6 +47,8 @@ pub enum AgentError {
     Keep(#[from] KeepError),
     #[error(transparent)]
     Journal(#[from] JournalError),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     #[error("could not open netlink")]
     Netlink(#[from] NetlinkError),
     #[error("could not {0}")]
@@ -62,6 +63,7 @@ impl AgentError {
         match self {
             Self::Config(e) => e.hint(),
             Self::Keep(e) => e.hint(),
+            Self::Identity(e) => e.hint(),
             Self::Journal(_) => "without a journal nothing is changed; make room, or mend its folder",
             Self::Netlink(_) | Self::System(..) => "`troop-agent probe` says what this host lacks",
             Self::Left { .. } => "`troop-agent heal` says what stands in the way",
@@ -146,6 +148,8 @@ pub async fn run(setup: Setup) -> Result<(), AgentError> {
     }
     let table = keep.table(clock::now());
     keep.keep(&table)?;
+    let Joining { to, token, who } = setup.joining.clone();
+    let own = identity::find(&who).await?;
     let found = crate::planes::available(&policy);
     let capabilities = capabilities(&found.planes, found.lacks, &policy);
     let (tell, mut told) = mpsc::channel(64);
@@ -161,18 +165,19 @@ pub async fn run(setup: Setup) -> Result<(), AgentError> {
         measured: tell,
     });
     let (events, mut heard) = mpsc::channel(64);
-    tokio::spawn(channel::keep(setup.to.clone(), setup.token.clone(), events));
+    tokio::spawn(channel::keep(to, token, events));
     let mut term = signal(SignalKind::terminate()).map_err(|e| AgentError::System("watch for SIGTERM", e))?;
     let mut int = signal(SignalKind::interrupt()).map_err(|e| AgentError::System("watch for SIGINT", e))?;
     // Why there is no connection, as it was logged last: once for every reason, and not with every attempt.
     let mut trouble = None;
+    let mut refused = false;
     loop {
         let wait = agent.next_deadline().map(|deadline| deadline.since(clock::now()));
         let wait = if agent.is_idle() { wait } else { Some(wait.unwrap_or(LOOK_EVERY).min(LOOK_EVERY)) };
         tokio::select! {
             event = heard.recv() => match event {
-                Some(Event::Up { sender, ends }) => {
-                    let hello = hello(&setup, &agent, &capabilities);
+                Some(Event::Up { sender, ends, nonce }) => {
+                    let hello = hello(&own, nonce.as_deref(), &agent, &capabilities);
                     let alive = sender.send(&FromAgent::Hello(hello));
                     agent.connected(alive.then_some(sender), ends);
                 }
@@ -181,10 +186,18 @@ pub async fn run(setup: Setup) -> Result<(), AgentError> {
                     trouble = None;
                     agent.tell_everything();
                 }
+                Some(Event::Message(ToAgent::Refused { why })) => {
+                    if trouble.as_ref() != Some(&why) {
+                        tracing::warn!(why, "the control plane does not receive this agent");
+                        trouble = Some(why);
+                    }
+                    refused = true;
+                }
                 Some(Event::Message(message)) => hear(&mut agent, message),
                 Some(Event::Down(why)) => {
                     let why = Some(chain(&why));
-                    if trouble != why {
+                    // That the connection ends after a refusal is no news.
+                    if !std::mem::take(&mut refused) && trouble != why {
                         tracing::warn!(why, "there is no connection to the control plane");
                         trouble = why;
                     }
@@ -205,14 +218,16 @@ pub async fn run(setup: Setup) -> Result<(), AgentError> {
     Ok(())
 }
 
-fn hello(setup: &Setup, agent: &Agent, capabilities: &Capabilities) -> Hello {
+fn hello(own: &Own, nonce: Option<&str>, agent: &Agent, capabilities: &Capabilities) -> Hello {
     Hello {
         newest_version: VERSION,
         oldest_version: OLDEST_VERSION,
-        instance: setup.instance.clone(),
+        instance: own.host.clone(),
         release: env!("CARGO_PKG_VERSION").to_owned(),
         highest_number: agent.highest_number(),
         host: capabilities.clone(),
+        // A control plane that sends no nonce is one release older, and could not check it.
+        identity: nonce.and_then(|nonce| own.identity(nonce)),
     }
 }
 

@@ -3,6 +3,7 @@
 //! What is counted is the kernel's: voluntary context switches of all its threads, resident memory, time on a processor.
 
 use std::convert::Infallible;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -62,6 +63,7 @@ impl Agent {
         let io = BenchError::io("start an agent");
         let token = bench.folder.join("token");
         std::fs::write(&token, "none").map_err(&io)?;
+        std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600)).map_err(&io)?;
         let mut command = bench.own.attached(&bench.own.exe);
         command.args(&bench.own.before).args(["run", "--instance", "bench/here/i-0", "--to"]);
         command.arg(format!("unix:{}", socket.display())).arg("--token-file").arg(token);

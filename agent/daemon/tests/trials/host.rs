@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io::{Read as _, Write as _};
 use std::net::Shutdown;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -42,6 +43,7 @@ impl Host {
         );
         std::fs::write(folder.join("agent.toml"), policy).unwrap();
         std::fs::write(folder.join("token"), "token").unwrap();
+        std::fs::set_permissions(folder.join("token"), std::fs::Permissions::from_mode(0o600)).unwrap();
         // The kernel adds it a little after the address.
         wait_until("the last route", || run("ip", "-6 route show table local").contains("fd00::1"));
         let (before, to) = (everything(), control.to.clone());

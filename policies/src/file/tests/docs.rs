@@ -26,6 +26,15 @@ fn every_example_parses() {
     assert!(count >= 4, "{count} examples were found");
 }
 
+#[test]
+fn the_packages_site_file_is_leashed() {
+    let text = std::fs::read_to_string(root().join("packaging/troop/files/etc/troop/troop.toml")).unwrap();
+    let (site, warnings) =
+        parse_site("troop.toml", &text).unwrap_or_else(|found| panic!("{}", rendered(&found, &text)));
+    assert!(site.leashed && warnings.is_empty(), "{warnings:?}");
+    assert_eq!(site.state.as_deref(), Some(Path::new("/var/lib/troop")));
+}
+
 /// A fragment of the documentation as a whole file: what it leaves out is put around it.
 fn whole(fragment: &str) -> String {
     let has = |line_start: &str| fragment.lines().any(|l| l.starts_with(line_start));

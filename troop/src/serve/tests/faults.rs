@@ -9,7 +9,7 @@ use troop_agent_core::protocol::{Answered, Capabilities, Chapter, End, Measured,
 use troop_policies::fault::FaultSpec;
 
 use super::*;
-use crate::agents::{AgentSeen, Agents, HostName, NoAnswer, Order};
+use crate::agents::{AgentSeen, Agents, HostName, NoAnswer, Order, Standing};
 use crate::api::types::LatencyRequest;
 use crate::records::Record;
 
@@ -67,6 +67,7 @@ impl Agents for Hosts {
             host: HostName::parse("local/r1/i-1").unwrap(),
             release: "0.1.0".to_owned(),
             capabilities: Capabilities::default(),
+            standing: Standing::Token,
             since: None,
             live: Vec::new(),
         }]
