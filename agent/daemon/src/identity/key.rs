@@ -149,7 +149,7 @@ mod tests {
     fn a_key_that_others_may_read_or_that_is_none_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("identity.key");
-        drop(Key::keep(&path, "i-1").unwrap());
+        let _kept = Key::keep(&path, "i-1").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
         assert!(matches!(Key::keep(&path, "i-1"), Err(KeyError::Secret(SecretError::Open { mode: 0o640, .. }))));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
