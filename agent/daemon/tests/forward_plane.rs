@@ -8,6 +8,8 @@ mod asked;
 mod delay;
 #[path = "forward/end.rs"]
 mod end;
+#[path = "forward/flood.rs"]
+mod flood;
 #[path = "forward/group.rs"]
 #[expect(dead_code, reason = "the tests of leases need more of it")]
 mod group;

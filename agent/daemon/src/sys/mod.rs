@@ -5,6 +5,7 @@
 
 mod offload;
 mod packet;
+mod queue;
 mod ring;
 mod tun;
 

@@ -35,6 +35,15 @@ pub(super) fn set<T: Copy>(fd: BorrowedFd<'_>, level: i32, option: i32, value: &
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// `T` must be what the option gives, of plain bytes.
+pub(super) fn get<T: Copy>(fd: BorrowedFd<'_>, level: i32, option: i32, value: &mut T) -> io::Result<()> {
+    let mut length = libc::socklen_t::try_from(mem::size_of::<T>()).map_err(io::Error::other)?;
+    // SAFETY: both pointers are to live values, and the length is that of the first.
+    let done =
+        unsafe { libc::getsockopt(fd.as_raw_fd(), level, option, std::ptr::from_mut(value).cast(), &raw mut length) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// `protocol`: 0 to receive nothing.
 pub(super) fn bind(fd: BorrowedFd<'_>, device: u32, protocol: u16) -> io::Result<()> {
     let address = libc::sockaddr_ll {

@@ -1,21 +1,21 @@
 //! Receiving by rings of memory that the kernel fills (Documentation/networking/packet_mmap.rst, version 2).
 //!
-//! A receive buffer would do for root; an ordinary user may have no more than net.core.rmem_max, which is six offloaded frames, and a
-//! ring is not counted there. A slot has one size for all, so there are two rings, for frames small and large, and the
-//! kernel's time says which frame came first.
+//! A slot has one size for all, so there are two rings, for frames small and large, and the kernel's time says which frame came first.
+//! Root has a [`super::queue`] for the large ones; an ordinary user may have no more than net.core.rmem_max there, which is six offloaded frames, and
+//! a ring is not counted there.
 
 use std::io;
-use std::mem;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::libc;
 
-use super::packet::{VNET_HEAD_BYTES, bind, set, socket};
+use super::packet::{VNET_HEAD_BYTES, bind, get, set, socket};
+use super::queue::Queue;
 
 /// The largest frame: 64 KB of IP, the Ethernet header and two tags.
-const FRAME_MAX_BYTES: usize = 65_536 + 14 + 8;
+pub(super) const FRAME_MAX_BYTES: usize = 65_536 + 14 + 8;
 
 /// One allocation of the kernel. Large frames waste the rest of it: 15 fit.
 const BLOCK_BYTES: usize = 1 << 20;
@@ -26,10 +26,11 @@ const LARGE_SLOT_BYTES: usize = 66_048;
 /// 8,192 frames: 80 ms of 100,000 frames per second, the longest that a thread was seen to wait for a processor on a machine
 /// with three times as much to do as it could.
 const SMALL_BLOCKS: usize = 16;
-/// 120 frames: 6 ms of 10 Gbit/s. A sender waits for acknowledgements long before.
-const LARGE_BLOCKS: usize = 8;
 /// Frames up to this length go to the small slots: heads take 82 bytes there (32 + 20 + 16 aligned, and the virtio header).
 const SMALL_FRAME_MAX_BYTES: u32 = 1_900;
+
+/// Small frames that are looked for at once: as many as a burst takes.
+const SEEN_AT_ONCE: usize = 32;
 
 /// Offsets in `struct tpacket2_hdr`.
 const LENGTH_AT: usize = 4;
@@ -57,55 +58,81 @@ pub(crate) struct Frame<'a> {
     pub is_losing: bool,
 }
 
-/// Both rings of one device.
+/// All that one device receives: small frames in a ring, large ones in another or in a queue.
 #[derive(Debug)]
 pub(crate) struct Rings {
-    rings: [Ring; 2],
+    small: Ring,
+    large: Large,
+    /// So many of the small frames that wait came before any large one that does.
+    first: usize,
+}
+
+#[derive(Debug)]
+enum Large {
+    Ring(Ring),
+    Queue(Box<Queue>),
 }
 
 impl Rings {
-    /// Begins to receive all that comes in from a device, but not what this host sends out of it.
+    /// Begins to receive all that comes in from a device, but not what this host sends out of it. `large_bytes`: the memory in which large
+    /// frames may wait.
     ///
     /// # Errors
     /// Any of the kernel: EPERM without CAP_NET_RAW in the namespace, ENOMEM.
-    pub(crate) fn open(device: u32) -> io::Result<Self> {
-        let small = Ring::open(SMALL_SLOT_BYTES, SMALL_BLOCKS, (0, SMALL_FRAME_MAX_BYTES))?;
-        let large = Ring::open(LARGE_SLOT_BYTES, LARGE_BLOCKS, (SMALL_FRAME_MAX_BYTES + 1, u32::MAX))?;
-        for ring in [&small, &large] {
-            let all = u16::try_from(libc::ETH_P_ALL).map_err(io::Error::other)?;
-            bind(ring.fd.as_fd(), device, all)?;
-        }
-        Ok(Self { rings: [small, large] })
+    pub(crate) fn open(device: u32, large_bytes: usize) -> io::Result<Self> {
+        let small = Ring::open(device, SMALL_SLOT_BYTES, SMALL_BLOCKS, (0, SMALL_FRAME_MAX_BYTES))?;
+        let lengths = (SMALL_FRAME_MAX_BYTES + 1, u32::MAX);
+        let large = match Queue::open(device, large_bytes, lengths) {
+            Ok(queue) => Large::Queue(Box::new(queue)),
+            Err(_) => Large::Ring(Ring::open(device, LARGE_SLOT_BYTES, large_bytes / BLOCK_BYTES, lengths)?),
+        };
+        Ok(Self { small, large, first: 0 })
     }
 
     /// Hands the frame that came first to `take`, and lets it go. `None` when there is none.
     pub(crate) fn take<T>(&mut self, take: impl FnOnce(Frame<'_>) -> T) -> Option<T> {
-        // A frame that came before one that is seen here is in its ring already: so what the second look finds is all.
-        let [mut small, large] = [0, 1].map(|at| self.rings[at].time());
-        if large.is_some() && small.is_none() {
-            small = self.rings[0].time();
+        if self.first > 0 {
+            self.first -= 1;
+            return Some(self.small.take(take));
         }
-        let first = match (small, large) {
-            (None, None) => return None,
-            (Some(small), Some(large)) => usize::from(large < small),
-            (Some(_), None) => 0,
-            (None, Some(_)) => 1,
-        };
-        Some(self.rings[first].take(take))
+        // A frame that came before one that is seen here has its place already: so what the second look finds is all. Where no large one is found,
+        // that holds for every small one seen before, and for these no other look is needed, which may be a call to the kernel.
+        let waiting = self.small.waiting(SEEN_AT_ONCE);
+        match (self.large.time(), self.small.time()) {
+            (None, _) if waiting == 0 => None,
+            (None, _) => {
+                self.first = waiting - 1;
+                Some(self.small.take(take))
+            }
+            (Some(large), Some(small)) if small <= large => Some(self.small.take(take)),
+            (Some(_), _) => self.large.take(take),
+        }
     }
 
     pub(crate) fn has_some(&self) -> bool {
-        self.rings.iter().any(|ring| ring.time().is_some())
+        let large = match &self.large {
+            Large::Ring(ring) => ring.time().is_some(),
+            Large::Queue(queue) => queue.has_some(),
+        };
+        large || self.small.time().is_some()
     }
 
-    /// Whether one of them is filled by a quarter and more: whoever takes has fallen behind.
+    /// Whether three quarters and more of the room of one of them are taken: whoever takes has fallen behind.
     pub(crate) fn are_crowded(&self) -> bool {
-        self.rings.iter().any(|ring| ring.is_taken(ring.slots / 4))
+        let large = match &self.large {
+            Large::Ring(ring) => ring.is_crowded(),
+            Large::Queue(queue) => queue.is_crowded(),
+        };
+        large || self.small.is_crowded()
     }
 
     /// Both to wait for.
     pub(crate) fn fds(&self) -> [BorrowedFd<'_>; 2] {
-        [self.rings[0].fd.as_fd(), self.rings[1].fd.as_fd()]
+        let large = match &self.large {
+            Large::Ring(ring) => ring.fd.as_fd(),
+            Large::Queue(queue) => queue.fd(),
+        };
+        [self.small.fd.as_fd(), large]
     }
 
     /// How many frames the kernel has had no room for since the last call.
@@ -113,7 +140,25 @@ impl Rings {
     /// # Errors
     /// Any of the kernel.
     pub(crate) fn dropped(&mut self) -> io::Result<u64> {
-        Ok(u64::from(self.rings[0].dropped()?) + u64::from(self.rings[1].dropped()?))
+        let [_, large] = self.fds();
+        Ok(u64::from(dropped(self.small.fd.as_fd())?) + u64::from(dropped(large)?))
+    }
+}
+
+impl Large {
+    fn time(&mut self) -> Option<(u32, u32)> {
+        match self {
+            Self::Ring(ring) => ring.time(),
+            Self::Queue(queue) => queue.time(),
+        }
+    }
+
+    /// After [`Self::time`] has said that there is one.
+    fn take<T>(&mut self, take: impl FnOnce(Frame<'_>) -> T) -> Option<T> {
+        match self {
+            Self::Ring(ring) => Some(ring.take(take)),
+            Self::Queue(queue) => queue.take(take),
+        }
     }
 }
 
@@ -131,8 +176,8 @@ struct Ring {
 unsafe impl Send for Ring {}
 
 impl Ring {
-    /// `lengths`: those frames only.
-    fn open(slot_bytes: usize, blocks: usize, lengths: (u32, u32)) -> io::Result<Self> {
+    /// `lengths`: those frames only, of all that come in from the device.
+    fn open(device: u32, slot_bytes: usize, blocks: usize, lengths: (u32, u32)) -> io::Result<Self> {
         let fd = socket()?;
         let on = |option, value: i32| set(fd.as_fd(), libc::SOL_PACKET, option, &value);
         on(libc::PACKET_VERSION, libc::tpacket_versions::TPACKET_V2 as i32)?;
@@ -159,7 +204,9 @@ impl Ring {
             return Err(io::Error::last_os_error());
         }
         let memory = NonNull::new(memory.cast()).ok_or_else(|| io::Error::other("a mapping at address 0"))?;
-        Ok(Self { fd, memory, bytes, slot_bytes, slots, next: 0 })
+        let ring = Self { fd, memory, bytes, slot_bytes, slots, next: 0 };
+        bind(ring.fd.as_fd(), device, u16::try_from(libc::ETH_P_ALL).map_err(io::Error::other)?)?;
+        Ok(ring)
     }
 
     /// Where a slot begins: blocks hold a whole number of slots. `beyond`: counted from the next one.
@@ -181,6 +228,16 @@ impl Ring {
         self.status(beyond).load(Ordering::Acquire) & libc::TP_STATUS_USER != 0
     }
 
+    /// How many frames wait, as far as it is asked for.
+    fn waiting(&self, most: usize) -> usize {
+        (0..most).take_while(|beyond| self.is_taken(*beyond)).count()
+    }
+
+    /// Whether three quarters and more are filled.
+    fn is_crowded(&self) -> bool {
+        self.is_taken(self.slots / 4 * 3)
+    }
+
     /// The kernel's time of the next frame; `None` while it has not come.
     fn time(&self) -> Option<(u32, u32)> {
         if !self.is_taken(0) {
@@ -197,12 +254,7 @@ impl Ring {
         let captured = size(CAPTURED_AT).min(self.slot_bytes.saturating_sub(mac));
         // SAFETY: the slot is ours until its status says otherwise, and the range was held within it.
         let bytes = unsafe { std::slice::from_raw_parts(self.slot(0).as_ptr().add(start), VNET_HEAD_BYTES + captured) };
-        let tag = (status & libc::TP_STATUS_VLAN_VALID != 0).then(|| {
-            let known = status & libc::TP_STATUS_VLAN_TPID_VALID != 0;
-            let kind = if known { self.half(TAG_KIND_AT) } else { 0x8100 };
-            let [[a, b], [c, d]] = [kind.to_be_bytes(), self.half(TAG_AT).to_be_bytes()];
-            [a, b, c, d]
-        });
+        let tag = tag_of(status, self.half(TAG_AT), self.half(TAG_KIND_AT));
         let is_cut = captured < size(LENGTH_AT) || captured > FRAME_MAX_BYTES || mac < VNET_HEAD_BYTES;
         let is_losing = status & libc::TP_STATUS_LOSING != 0;
         let [seconds, nanos] = [SECONDS_AT, NANOS_AT].map(|at| u64::from(self.word(at)));
@@ -222,17 +274,6 @@ impl Ring {
         // SAFETY: within the header of a slot, which is aligned to 16, at a multiple of 2.
         unsafe { self.slot(0).as_ptr().add(at).cast::<u16>().read_volatile() }
     }
-
-    fn dropped(&self) -> io::Result<u32> {
-        let mut counts = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
-        let mut length = libc::socklen_t::try_from(mem::size_of_val(&counts)).map_err(io::Error::other)?;
-        // SAFETY: both pointers are to live values, and the length is that of the first.
-        let done = unsafe {
-            let value = (&raw mut counts).cast();
-            libc::getsockopt(self.fd.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_STATISTICS, value, &raw mut length)
-        };
-        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(counts.tp_drops) }
-    }
 }
 
 impl Drop for Ring {
@@ -243,8 +284,25 @@ impl Drop for Ring {
     }
 }
 
+/// The tag that the kernel has taken out of a frame, by the status of the frame.
+pub(super) fn tag_of(status: u32, tag: u16, kind: u16) -> Option<Tag> {
+    (status & libc::TP_STATUS_VLAN_VALID != 0).then(|| {
+        let known = status & libc::TP_STATUS_VLAN_TPID_VALID != 0;
+        let kind = if known { kind } else { 0x8100 };
+        let [[a, b], [c, d]] = [kind.to_be_bytes(), tag.to_be_bytes()];
+        [a, b, c, d]
+    })
+}
+
+/// How many frames a socket has had no room for since the last call.
+fn dropped(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut counts = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
+    get(socket, libc::SOL_PACKET, libc::PACKET_STATISTICS, &mut counts)?;
+    Ok(counts.tp_drops)
+}
+
 /// Lets in frames from the one to the other length only, by a classic BPF program, which needs no privilege (bpf(4), linux/filter.h).
-fn only(fd: BorrowedFd<'_>, (least, most): (u32, u32)) -> io::Result<()> {
+pub(super) fn only(fd: BorrowedFd<'_>, (least, most): (u32, u32)) -> io::Result<()> {
     const LOAD_LENGTH: u16 = 0x80;
     const JUMP_IF_AT_LEAST: u16 = 0x35;
     const JUMP_IF_ABOVE: u16 = 0x25;

@@ -28,10 +28,19 @@ const INSIDE: &str = "TROOP_TEST_INSIDE";
 
 /// Runs `test`, whose name is that of the calling test, within namespaces of its own.
 pub(crate) fn in_namespaces(name: &str, test: impl FnOnce(World)) {
+    within("-Urn", name, test);
+}
+
+/// The same in a network namespace only, for what root of the machine may do and root of a user namespace may not.
+pub(crate) fn as_root_in_a_namespace(name: &str, test: impl FnOnce(World)) {
+    within("-n", name, test);
+}
+
+fn within(namespaces: &str, name: &str, test: impl FnOnce(World)) {
     if std::env::var_os(INSIDE).is_some() {
         return test(World::make());
     }
-    let trial = Command::new("unshare").args(["-Urn", "true"]).output();
+    let trial = Command::new("unshare").args([namespaces, "true"]).output();
     if !trial.as_ref().is_ok_and(|trial| trial.status.success()) {
         let reason = trial.map_or_else(|e| e.to_string(), |t| String::from_utf8_lossy(&t.stderr).into_owned());
         assert!(std::env::var_os("CI").is_none(), "no namespaces: {reason}");
@@ -40,7 +49,7 @@ pub(crate) fn in_namespaces(name: &str, test: impl FnOnce(World)) {
     }
     let me = std::env::current_exe().unwrap();
     let status = Command::new("unshare")
-        .args(["-Urn", "--kill-child"])
+        .args([namespaces, "--kill-child"])
         .arg(me)
         .args(["--include-ignored", "--exact", name, "--nocapture", "--test-threads=1"])
         .env(INSIDE, "1")

@@ -32,7 +32,8 @@ use crate::undo::{Journal, Report};
 
 /// Memory for held packets of one fault: 64 MB are 500 ms of a gigabit per second, and no instance is so small that it misses them.
 pub(super) const HELD_MAX_BYTES: usize = 64 << 20;
-/// Threads of one fault. In the forward plane each has 24 MB of rings besides.
+/// Threads of one fault. In the forward plane each has 16 MB of rings besides, and all together up to 32 MB of large frames that wait for them (64 MB
+/// for more than four).
 pub(super) const LINES_MAX: usize = 8;
 /// Longest wait for packets that left their way just before the fault ended.
 const DRAIN_MAX: Duration = Duration::from_millis(50);

@@ -41,6 +41,12 @@ use crate::packet::Way;
 use crate::sys::{self, Rings, Sender};
 use crate::undo::{Change, Journal};
 
+/// For large frames that wait for the threads of a fault. 480 of 64 KB: connections as fast as memory send no more while a thread waits for a
+/// processor, seen with 64 of them beside twenty other runnable threads; 240 were too few for 32, and 120 for eight.
+const LARGE_BYTES: usize = 32 << 20;
+/// For those of one thread at least. 120 of 64 KB.
+pub(super) const LARGE_MIN_BYTES: usize = 8 << 20;
+
 /// See the module.
 #[derive(Debug)]
 pub struct ForwardPlane {
@@ -83,7 +89,7 @@ impl ForwardPlane {
         let count = ways.len() * order.devices.len();
         for device in &order.devices {
             for way in &ways {
-                let road = self.build(order, device, *way, roads.len(), HELD_MAX_BYTES / count, journal)?;
+                let road = self.build(order, device, *way, roads.len(), count, journal)?;
                 roads.push(road);
             }
         }
@@ -96,7 +102,7 @@ impl ForwardPlane {
         device: &Device,
         way: Way,
         number: usize,
-        held_bytes_max: usize,
+        count: usize,
         journal: &mut Journal,
     ) -> Result<Road, PlaneError> {
         let name = |end| format!("tr{:08x}{number}{end}", fingerprint(&order.lease));
@@ -121,10 +127,10 @@ impl ForwardPlane {
                 end
             }
         };
-        let rings = Rings::open(end).map_err(system("receive packets"))?;
+        let rings = Rings::open(end, large_bytes(count)).map_err(system("receive packets"))?;
         let sender = Sender::open(out_of, mark::MARK).map_err(system("send packets"))?;
         let port = Pair { rings, sender };
-        let budget = Budget::new(held_bytes_max);
+        let budget = Budget::new(HELD_MAX_BYTES / count);
         let setup = detour::setup(&order.fault, way, budget, port).map_err(system("draw a number"))?;
         let line = Line::start(&pair[0], setup).map_err(system("start a thread"))?;
         Ok(Road { way, device: device.clone(), pair, index, line })
@@ -260,6 +266,11 @@ fn await_rest(net: &mut Netlink, road: &Road) {
         let Known { sent_packets, .. } = links::find(net, &road.pair[0]).ok()?;
         road.line.ask().map(|told| told.is_idle && told.came >= sent_packets)
     });
+}
+
+/// The memory in which large frames may wait for one of so many threads.
+fn large_bytes(count: usize) -> usize {
+    (LARGE_BYTES / count).max(LARGE_MIN_BYTES)
 }
 
 fn ways(direction: Direction) -> Vec<Way> {

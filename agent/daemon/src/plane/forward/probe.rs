@@ -32,7 +32,7 @@ pub fn probe(direction: Direction) -> Result<(), PlaneError> {
         if direction.has_ingress() {
             links::lead_in(&mut net, first, second).map_err(kernel("lead packets back in"))?;
         }
-        let _rings = Rings::open(second).map_err(system("receive packets"))?;
+        let _rings = Rings::open(second, super::LARGE_MIN_BYTES).map_err(system("receive packets"))?;
         let _sender = Sender::open(second, mark::MARK).map_err(system("send packets"))?;
         // An address for documentation (RFC 5737), which nobody has.
         let nobody = Selectors { peers: vec![Cidr::host([192, 0, 2, 1].into())], ..Selectors::default() };
