@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -12,6 +12,8 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 
 /// How long it may take to end.
 const ENDS_WITHIN: Duration = Duration::from_secs(5);
+/// How often it is looked whether it has.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Runs moto until its own standard input ends, which the kernel closes whatever becomes of the test: it may panic, or be killed.
 const UNTIL_STDIN_ENDS: &str = r#"
@@ -86,12 +88,11 @@ impl Moto {
 impl Drop for Moto {
     fn drop(&mut self) {
         drop(self.server.stdin.take());
-        let told = Instant::now();
-        while told.elapsed() < ENDS_WITHIN {
+        for _ in 0..ENDS_WITHIN.as_millis() / LOOK_EVERY.as_millis() {
             if !matches!(self.server.try_wait(), Ok(None)) {
                 return;
             }
-            std::thread::sleep(Duration::from_millis(10));
+            std::thread::sleep(LOOK_EVERY);
         }
         let _ended = self.server.kill();
         let _status = self.server.wait();

@@ -234,11 +234,10 @@ async fn arrange(stage: &Stage, Clusters { shop, .. }: &Clusters, action: &str) 
         "SuspendProcesses" => {
             stage.done(Step::Enable { group: third }).await;
         }
-        "DeleteAutoScalingGroup" | "DeleteTargetGroup" => {
-            if !stage.inventory().await.groups.contains_key(&fourth) {
-                stage.done(new(stage, shop, 4, &zone())).await;
-                stage.done(disable(&fourth)).await;
-            }
+        // It is denied first that the group is deleted, so it is there the second time.
+        "DeleteAutoScalingGroup" => {
+            stage.done(new(stage, shop, 4, &zone())).await;
+            stage.done(disable(&fourth)).await;
         }
         _ => {}
     }
