@@ -91,7 +91,6 @@ calls! {
     Ec2 {
         DescribeInstances Look reads,
         DescribeInstanceAttribute Look reads,
-        DescribeAvailabilityZones Look reads,
         DescribeSubnets Look reads,
         DescribeImages Look reads,
         DescribeLaunchTemplates Look reads,
@@ -108,6 +107,7 @@ calls! {
         DescribeScalingActivities Look reads,
         DescribeInstanceRefreshes Look reads,
         DescribeLifecycleHooks Look reads,
+        DescribeAccountLimits Look reads,
         TerminateInstanceInAutoScalingGroup Chaos changes,
         CreateOrUpdateTags Chaos changes,
         DeleteTags Push changes,

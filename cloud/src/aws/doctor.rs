@@ -70,6 +70,20 @@ impl AwsCloud {
         Ok(rights)
     }
 
+    /// How many Auto Scaling groups a region has, and how many it may have: a push needs one more.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn groups_of_quota(&self, region: &RegionName) -> Result<(i32, i32), CloudError> {
+        let (wire, call) = (&self.place(region)?.wire, Call::DescribeAccountLimits);
+        let asked = wire.read(call, || async { wire.scaling.describe_account_limits().send().await }).await;
+        let read = asked.and_then(|limits| {
+            let both = limits.number_of_auto_scaling_groups().zip(limits.max_number_of_auto_scaling_groups());
+            both.ok_or_else(|| Fault::odd(call, "both numbers"))
+        });
+        read.map_err(|fault| fault.into_cloud_error(self.account()))
+    }
+
     /// Who has claimed a region; `None`: nobody.
     ///
     /// # Errors
@@ -105,7 +119,6 @@ async fn right(place: &Place, call: Call, member: Option<&str>) -> Right {
                 .instance_id(NO_INSTANCE)
                 .attribute(InstanceAttributeName::DisableApiTermination)
         ),
-        Call::DescribeAvailabilityZones => ask!(wire.ec2.describe_availability_zones()),
         Call::DescribeSubnets => ask!(wire.ec2.describe_subnets().max_results(5)),
         Call::DescribeImages => ask!(wire.ec2.describe_images().owners("self").max_results(5)),
         Call::DescribeLaunchTemplates => ask!(wire.ec2.describe_launch_templates().launch_template_names(claim::NAME)),
@@ -119,6 +132,7 @@ async fn right(place: &Place, call: Call, member: Option<&str>) -> Right {
             ask!(wire.scaling.describe_instance_refreshes().auto_scaling_group_name(NOBODY))
         }
         Call::DescribeLifecycleHooks => ask!(wire.scaling.describe_lifecycle_hooks().auto_scaling_group_name(NOBODY)),
+        Call::DescribeAccountLimits => ask!(wire.scaling.describe_account_limits()),
         Call::DescribeTargetGroups => ask!(wire.balancing.describe_target_groups().page_size(1)),
         Call::DescribeTargetGroupAttributes => {
             ask!(wire.balancing.describe_target_group_attributes().target_group_arn(nowhere(place, "targetgroup")))

@@ -102,6 +102,8 @@ pub(crate) async fn read(
         };
         shown.insert(name.clone(), groups::show(name, group, &context).map_err(odd)?);
     }
+    // Without them no first group is made, and every other one is made in the zones of its cluster's.
+    let zones = zones.unwrap_or_else(|| shown.values().flat_map(|group| group.zones.iter().cloned()).collect());
     let inventory =
         Inventory { account: account.clone(), region: wire.region.clone(), zones, read_at: now, groups: shown };
     Ok(Snapshot { inventory, groups, balancing, skipped })
@@ -220,21 +222,16 @@ fn failed_launches(activities: &[Activity]) -> BTreeMap<String, Timestamp> {
     failed
 }
 
-/// The zones in which a cluster's first group may be: those of the subnets that are named for it, else all of the region.
-async fn zones(wire: &Wire, config: &RegionConfig, memory: &Memory) -> Result<BTreeSet<ZoneName>, Fault> {
+/// The zones in which a cluster's first group may be: those of the subnets that are named for it, if any are.
+async fn zones(wire: &Wire, config: &RegionConfig, memory: &Memory) -> Result<Option<BTreeSet<ZoneName>>, Fault> {
+    let Some(first) = &config.first else { return Ok(None) };
     let asking = || async {
-        if let Some(first) = &config.first {
-            let ask = || wire.ec2.describe_subnets().set_subnet_ids(Some(first.subnets.clone())).send();
-            let answer = wire.read(Call::DescribeSubnets, ask).await?;
-            let zones = answer.subnets().iter().filter_map(|subnet| ZoneName::new(subnet.availability_zone()?).ok());
-            return Ok(zones.collect());
-        }
-        let call = Call::DescribeAvailabilityZones;
-        let answer = wire.read(call, || wire.ec2.describe_availability_zones().send()).await?;
-        let zones = answer.availability_zones().iter().filter_map(|zone| ZoneName::new(zone.zone_name()?).ok());
+        let ask = || wire.ec2.describe_subnets().set_subnet_ids(Some(first.subnets.clone())).send();
+        let answer = wire.read(Call::DescribeSubnets, ask).await?;
+        let zones = answer.subnets().iter().filter_map(|subnet| ZoneName::new(subnet.availability_zone()?).ok());
         Ok(zones.collect())
     };
-    memory.zones.get_or_try_init(asking).await.cloned()
+    memory.zones.get_or_try_init(asking).await.cloned().map(Some)
 }
 
 #[cfg(test)]

@@ -27,7 +27,8 @@ use crate::moto::Moto;
 use crate::stage::{Stage, now, region};
 
 /// Actions of the policy that moto never asks for, and why.
-const NOT_AT_MOTO: [(&str, &str); 7] = [
+const NOT_AT_MOTO: [(&str, &str); 8] = [
+    ("autoscaling:DescribeAccountLimits", "only doctor asks, and moto has no such call"),
     ("cloudwatch:GetMetricData", "moto does not speak the protocol in which the SDK asks for it (CBOR)"),
     ("autoscaling:DescribeInstanceRefreshes", "moto has no such call; the proxy answers it"),
     ("ec2:DeleteLaunchTemplateVersions", "moto has no such call; the proxy answers it"),
@@ -257,7 +258,7 @@ async fn without(stage: &mut Stage, user: &User, clusters: &Clusters, action: &s
         "DescribeAutoScalingGroups"
         | "DescribeInstances"
         | "DescribeScalingActivities"
-        | "DescribeAvailabilityZones"
+        | "DescribeSubnets"
         | "DescribeTargetGroups"
         | "DescribeTargetHealth"
         | "DescribeListeners"
@@ -285,8 +286,7 @@ async fn without(stage: &mut Stage, user: &User, clusters: &Clusters, action: &s
         | "CreateLaunchTemplate" => kill(&old, &stage.members(&old).await[0], How::Crash),
         "TerminateInstanceInAutoScalingGroup" => kill(&old, &stage.members(&old).await[0], DRAIN),
         "UpdateAutoScalingGroup" => Step::Resize { group: third, size: SIZE },
-        "DescribeSubnets"
-        | "DescribeLifecycleHooks"
+        "DescribeLifecycleHooks"
         | "DescribeTargetGroupAttributes"
         | "CreateTargetGroup"
         | "ModifyTargetGroupAttributes"

@@ -72,6 +72,14 @@ impl Examined<'_> {
             }
             Err(e) => self.finding("inventory", Verdict::Missing, chain(e)),
         });
+        findings.push(match self.cloud.groups_of_quota(region).await {
+            Ok((have, most)) if have < most => self.finding("quota", Verdict::Ok, format!("{have} of {most} groups")),
+            Ok((have, most)) => {
+                let text = format!("{have} of {most} groups: a push needs one more");
+                self.finding("quota", self.wanted(), text)
+            }
+            Err(e) => self.finding("quota", Verdict::Note, chain(&e)),
+        });
         findings.push(match self.cloud.claimed_by(region, claimant).await {
             Ok(None) => self.finding("claim", Verdict::Ok, "nobody's; this site takes it when it is unleashed"),
             Ok(Some(Claim::Ours)) => self.finding("claim", Verdict::Ok, "this site's"),

@@ -68,7 +68,9 @@ impl List<'_> {
         self.add(Call::DescribeAutoScalingGroups, &region);
         self.add(Call::DescribeInstances, &region);
         self.add(Call::DescribeScalingActivities, &region);
-        self.only(Call::DescribeAvailabilityZones, &region, "the first time");
+        if self.place.config.first.is_some() {
+            self.only(Call::DescribeSubnets, &region, "the first time");
+        }
         for (call, is_asked) in [
             (Call::DescribeTargetGroups, targets),
             (Call::DescribeListeners, routes),

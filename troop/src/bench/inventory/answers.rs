@@ -101,7 +101,6 @@ impl Account {
                 let count = at("MaxResults").unwrap_or(INSTANCES_A_PAGE_MAX).min(INSTANCES_A_PAGE_MAX);
                 self.instances(place, region, token, count)
             }
-            "DescribeAvailabilityZones" => zones(region),
             "DescribeImages" => self.images(values(&form, "Filter.1.Value.")),
             "DescribeTargetGroups" => place.target_groups(region, values(&form, "TargetGroupArns.member.")),
             "DescribeListeners" => listener(text("LoadBalancerArn")),
@@ -345,15 +344,6 @@ fn zone(region: &str, instance: usize) -> String {
     format!("{region}{}", ["a", "b", "c"][instance % 3])
 }
 
-fn zones(region: &str) -> String {
-    let zone = |end| {
-        format!(
-            "<item><zoneName>{region}{end}</zoneName><zoneState>available</zoneState><regionName>{region}</regionName></item>"
-        )
-    };
-    format!("<availabilityZoneInfo>{}</availabilityZoneInfo>", ["a", "b", "c"].map(zone).concat())
-}
-
 fn listener(balancer: &str) -> String {
     let arn = balancer.replace(":loadbalancer/", ":listener/");
     format!(
@@ -451,11 +441,15 @@ mod tests {
     fn who_asks_too_often_is_throttled_until_the_bucket_refills() {
         let account = account(3, 3);
         let now = Instant::now();
-        let ask = |at| account.answer("r1", "ec2", b"Action=DescribeAvailabilityZones", at).0;
+        let ask = |at| account.answer("r1", "ec2", b"Action=DescribeInstances&MaxResults=5", at).0;
         assert!((0..100).all(|_| ask(now) == 200));
         assert_eq!(ask(now), 503);
         assert_eq!(ask(now + std::time::Duration::from_millis(60)), 200, "20 a second");
-        assert_eq!(account.answer("r2", "ec2", b"Action=DescribeAvailabilityZones", now).0, 200, "a region of its own");
+        assert_eq!(
+            account.answer("r2", "ec2", b"Action=DescribeInstances&MaxResults=5", now).0,
+            200,
+            "a region of its own"
+        );
         let (status, body) = account.answer("r1", "ec2", b"Action=TerminateInstances", now);
         assert!(status == 400 && body.contains("InvalidAction"), "{body}");
     }
