@@ -4,6 +4,7 @@
 //! spares is the reason. A scope may span several clusters: a gate about a cluster takes out only the clusters it spares,
 //! and the scope is spared when none is left.
 
+mod caps;
 mod notices;
 
 use std::collections::BTreeMap;
@@ -221,7 +222,7 @@ pub fn ask_about(situation: &Situation<'_>, scope: &Scope, purpose: &Purpose, ha
                 each(&mut clusters, |asked| push_gate(seen, asked, during))
             }),
             Gate::History => seen.clone().and_then(|seen| history_gate(seen, monkey.clone()?, scope, purpose)),
-            Gate::Caps => seen.clone().and_then(|seen| caps_gate(situation, seen, policy.clone()?)),
+            Gate::Caps => seen.clone().and_then(|seen| caps::caps_gate(situation, seen, policy.clone()?)),
             Gate::Group => statuses.clone().and_then(|statuses| {
                 each(&mut clusters, |asked| {
                     let group = serving_group(asked)?;
@@ -471,37 +472,6 @@ fn history_gate(seen: &LedgerSeen, monkey: MonkeyPolicy, scope: &Scope, purpose:
     Ok(format!("last kill {}, {}, {} workdays ago", last.day, last.text, last.workdays_ago))
 }
 
-fn caps_gate(situation: &Situation<'_>, seen: &LedgerSeen, policy: &Policy) -> Result<String, Spared> {
-    let team = policy.team.to_string();
-    if let Some(cap) =
-        policy.caps.kills_per_day.filter(|cap| seen.team_kills_today >= *cap && !crate::sabotaged!("team_day_cap"))
-    {
-        return Err(Spared::DayCap { kills: seen.team_kills_today, cap, whose: format!("team `{team}`") });
-    }
-    if let Some(cap) = situation
-        .site_caps
-        .kills_per_day
-        .filter(|cap| seen.site_kills_today >= *cap && !crate::sabotaged!("site_day_cap"))
-    {
-        return Err(Spared::DayCap { kills: seen.site_kills_today, cap, whose: "the site".to_owned() });
-    }
-    if let Some(cap) = situation.site_caps.acts_per_hour.filter(|cap| seen.site_acts_last_hour >= *cap) {
-        return Err(Spared::HourCap { acts: seen.site_acts_last_hour, cap });
-    }
-    let open = count(seen.unhealed.iter().filter(|act| act.team.as_ref() == Some(&policy.team)).count());
-    if open >= policy.caps.unhealed_at_once && !crate::sabotaged!("team_unhealed_cap") {
-        return Err(Spared::UnhealedCap { open, cap: policy.caps.unhealed_at_once, team });
-    }
-    let kills = seen.team_kills_today;
-    let today =
-        policy.caps.kills_per_day.map_or(format!("{kills} today, no cap"), |cap| format!("{kills} of {cap} today"));
-    Ok(format!("{today}, {open} unhealed"))
-}
-
-fn count(n: usize) -> u32 {
-    u32::try_from(n).unwrap_or(u32::MAX)
-}
-
 type Statuses = BTreeMap<InstanceId, Status>;
 
 /// The registry's word on every instance of these clusters; unknown where it is warming, unless no group here needs it.
@@ -523,26 +493,6 @@ fn statuses(situation: &Situation<'_>, clusters: &[Asked<'_>]) -> Result<Statuse
     }
 }
 
-/// Whether the site's caps leave room for one more act in this account and zone.
-fn site_room(
-    situation: &Situation<'_>,
-    seen: &LedgerSeen,
-    account: &AccountName,
-    zone: &ZoneName,
-) -> Result<(), Spared> {
-    let in_account = || seen.unhealed.iter().filter(|act| act.location.account == *account);
-    let (open, cap) = (count(in_account().count()), situation.site_caps.unhealed_per_account);
-    if let Some(cap) = cap.filter(|cap| open >= *cap) {
-        return Err(Spared::AccountCap { account: account.clone(), open, cap });
-    }
-    let open = count(in_account().filter(|act| act.zone.as_ref() == Some(zone)).count());
-    let cap = situation.site_caps.unhealed_per_zone;
-    if open >= cap && !crate::sabotaged!("zone_cap") {
-        return Err(Spared::ZoneCap { zone: zone.clone(), open, cap });
-    }
-    Ok(())
-}
-
 fn instance_gate(
     situation: &Situation<'_>,
     app: &Result<(&Policy, &AppPolicy), Spared>,
@@ -560,7 +510,7 @@ fn instance_gate(
             let spare = |why: String| Spared::NoInstance { group: group.name.clone(), why };
             let verdict = may_be_hurt(group, instance, statuses, situation.now)
                 .map_err(spare)
-                .and_then(|()| site_room(situation, seen, &asked.inventory.account, &instance.zone));
+                .and_then(|()| caps::site_room(situation, seen, &asked.inventory.account, &instance.zone));
             match verdict {
                 Ok(()) => {
                     let candidate = Candidate {
