@@ -2,10 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "these are tests, and so are their helpers")]
 
+#[path = "../../cloud/tests/aws/moto.rs"]
+#[expect(dead_code, reason = "shared with the tests of the library, which need more of it")]
+mod moto;
+
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,54 +37,11 @@ use troop_policies::policy::{Account, Site};
 use troop_policies::step::{NewGroup, Size, Step};
 use troop_policies::{AccountName, ClusterName, IntentId, RegionName};
 
+use self::moto::Moto;
+
 const REGION: &str = "us-east-1";
 const CLUSTER: &str = "hello-web";
 const DEMO: &str = include_str!("../../policies/examples/demo.toml");
-
-/// A running moto. Ends with this value.
-struct Moto {
-    server: Child,
-    url: String,
-}
-
-impl Moto {
-    async fn start() -> Self {
-        let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-        let address = listener.local_addr().unwrap();
-        drop(listener);
-        let server = Command::new(program("moto_server"))
-            .args(["-H", "127.0.0.1", "-p", &address.port().to_string()])
-            // Asked for permissions only once the test says so.
-            .env("INITIAL_NO_AUTH_ACTION_COUNT", "1000000")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut moto = Self { server, url: format!("http://{address}") };
-        let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        for _ in 0..1_200 {
-            assert!(moto.server.try_wait().unwrap().is_none(), "moto ended");
-            if client.get(format!("{}/moto-api/", moto.url)).send().await.is_ok_and(|a| a.status() == 200) {
-                return moto;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        panic!("moto does not answer");
-    }
-}
-
-impl Drop for Moto {
-    fn drop(&mut self) {
-        let _ended = self.server.kill();
-        let _status = self.server.wait();
-    }
-}
-
-/// A program of the environment in which moto is installed.
-fn program(name: &str) -> PathBuf {
-    let moto = std::env::var("TROOP_TEST_MOTO").unwrap_or_else(|_| "moto_server".to_owned());
-    Path::new(&moto).with_file_name(name)
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs python3 with moto"]
@@ -193,7 +153,7 @@ impl Leashed {
         let policy = self.folder.path().join("policy.json");
         std::fs::write(&policy, iam::policy(iam::Allows::Leashed).to_string()).unwrap();
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/py/iam_user.py");
-        let made = Command::new(program("python")).arg(script).arg(&self.moto.url).arg(policy).output().unwrap();
+        let made = Command::new(moto::python()).arg(script).arg(&self.moto.url).arg(policy).output().unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let keys = String::from_utf8(made.stdout).unwrap();
         let (key_id, secret) = keys.trim().split_once(' ').unwrap();

@@ -32,12 +32,12 @@ pub enum OperatorError {
     Call { what: &'static str, why: String },
 }
 
-/// See the module.
+/// Somebody with every right at such a server. See the module.
 #[derive(Debug, Clone)]
 pub struct Operator {
-    ec2: aws_sdk_ec2::Client,
-    scaling: aws_sdk_autoscaling::Client,
-    balancing: aws_sdk_elasticloadbalancingv2::Client,
+    pub ec2: aws_sdk_ec2::Client,
+    pub scaling: aws_sdk_autoscaling::Client,
+    pub balancing: aws_sdk_elasticloadbalancingv2::Client,
 }
 
 /// What was brought to a region.
@@ -45,6 +45,8 @@ pub struct Operator {
 pub struct Brought {
     pub settings: RegionSettings,
     pub images: Vec<ImageId>,
+    /// The ARN of the listener whose rules lead to clusters.
+    pub listener: String,
 }
 
 impl Operator {
@@ -88,7 +90,10 @@ impl Operator {
         let subnets = self.ec2.describe_subnets().send().await.map_err(|e| failed("find the subnets", &e))?;
         let subnets: Vec<_> = subnets.subnets().iter().filter_map(|subnet| subnet.subnet_id()).collect();
         let subnets: Vec<String> = subnets.into_iter().map(str::to_owned).take(3).collect();
-        let balancer = self.balancer(&subnets, clusters).await?;
+        let (balancer, listener) = self.balancer(&subnets).await?;
+        for (priority, cluster) in (1..).zip(clusters) {
+            self.route(&listener, cluster, priority).await?;
+        }
         let first = FirstGroup {
             launch_template,
             subnets,
@@ -99,7 +104,7 @@ impl Operator {
         };
         let images = images.into_iter().map(|id| ImageId::new(id).map_err(|e| odd("name an image", &e.to_string())));
         let settings = RegionSettings { load_balancers: vec![balancer], first: Some(first) };
-        Ok(Brought { settings, images: images.collect::<Result<_, _>>()? })
+        Ok(Brought { settings, images: images.collect::<Result<_, _>>()?, listener })
     }
 
     async fn image(&self, appversion: &str) -> Result<String, OperatorError> {
@@ -120,7 +125,8 @@ impl Operator {
         id.map(str::to_owned).ok_or_else(|| odd(WHAT, "it has no id"))
     }
 
-    async fn balancer(&self, subnets: &[String], clusters: &[ClusterName]) -> Result<String, OperatorError> {
+    /// The ARNs of a balancer and of its listener.
+    async fn balancer(&self, subnets: &[String]) -> Result<(String, String), OperatorError> {
         const WHAT: &str = "make a balancer";
         let made = self.balancing.create_load_balancer().name("front").set_subnets(Some(subnets.to_vec()));
         let made = made.send().await.map_err(|e| failed(WHAT, &e))?;
@@ -130,15 +136,20 @@ impl Operator {
         let listener = listener.default_actions(nobody()).send().await.map_err(|e| failed("open a listener", &e))?;
         let listener = listener.listeners().first().and_then(|listener| listener.listener_arn());
         let listener = listener.ok_or_else(|| odd("open a listener", "it has no ARN"))?;
-        for (priority, cluster) in (1..).zip(clusters) {
-            let paths = PathPatternConditionConfig::builder().values(format!("/{cluster}/*")).build();
-            let condition = RuleCondition::builder().field("path-pattern").path_pattern_config(paths).build();
-            let tag = RuleTag::builder().key(tags::CLUSTER).value(cluster.as_str()).build();
-            let rule = self.balancing.create_rule().listener_arn(listener).conditions(condition).tags(tag);
-            let rule = rule.priority(priority).actions(nobody()).send().await;
-            rule.map_err(|e| failed("make a route", &e))?;
-        }
-        Ok(arn.to_owned())
+        Ok((arn.to_owned(), listener.to_owned()))
+    }
+
+    /// Makes the rule of a listener that leads to a cluster.
+    ///
+    /// # Errors
+    /// [`OperatorError::Call`].
+    pub async fn route(&self, listener: &str, cluster: &ClusterName, priority: i32) -> Result<(), OperatorError> {
+        let paths = PathPatternConditionConfig::builder().values(format!("/{cluster}/*")).build();
+        let condition = RuleCondition::builder().field("path-pattern").path_pattern_config(paths).build();
+        let tag = RuleTag::builder().key(tags::CLUSTER).value(cluster.as_str()).build();
+        let rule = self.balancing.create_rule().listener_arn(listener).conditions(condition).tags(tag);
+        let made = rule.priority(priority).actions(nobody()).send().await;
+        made.map(drop).map_err(|e| failed("make a route", &e))
     }
 
     /// Registers whoever replaced a member, as AWS does by itself, until the server is gone.

@@ -17,7 +17,8 @@ async fn a_region_is_read_whole_in_the_fewest_calls_and_without_a_change() {
     let groups = [stage.serving("shop-web", 3).await, stage.serving("shop-api", 2).await];
     // Not in play: nobody's team is on it. And one whose name says nothing to us.
     for name in ["legacy-db-v001", "no name of ours"] {
-        let group = stage.scaling.create_auto_scaling_group().auto_scaling_group_name(name).min_size(1).max_size(1);
+        let group =
+            stage.operator.scaling.create_auto_scaling_group().auto_scaling_group_name(name).min_size(1).max_size(1);
         let template = aws_sdk_autoscaling::types::LaunchTemplateSpecification::builder().launch_template_name("base");
         let group = group.launch_template(template.build()).availability_zones("us-east-1a");
         group.send().await.unwrap();

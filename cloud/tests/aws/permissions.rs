@@ -125,7 +125,7 @@ async fn the_policy_is_enough_and_without_any_one_action_it_is_not() {
         stage.route(cluster).await;
     }
     let tag = Tag::builder().key("troop:cluster").value(clusters.front.as_str()).build();
-    Box::pin(stage.balancing.add_tags().resource_arns(&stage.listener).tags(tag).send()).await.unwrap();
+    Box::pin(stage.operator.balancing.add_tags().resource_arns(&stage.listener).tags(tag).send()).await.unwrap();
     let user = User::new(&stage.moto.url).await;
     let whole: BTreeSet<String> = allowed(&policy(Allows::Unleashed)).into_iter().collect();
     let not_at_moto = NOT_AT_MOTO.map(|(action, _)| action.to_owned()).into();

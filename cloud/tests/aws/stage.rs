@@ -5,16 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
-use aws_config::retry::RetryConfig;
-use aws_config::{BehaviorVersion, Region, SdkConfig};
-use aws_sdk_ec2::types::{RequestLaunchTemplateData, Tag};
-use aws_sdk_elasticloadbalancingv2::types::{
-    Action, ActionTypeEnum, FixedResponseActionConfig, PathPatternConditionConfig, ProtocolEnum, RuleCondition,
-    Tag as RuleTag, TargetDescription,
-};
+use aws_sdk_ec2::types::RequestLaunchTemplateData;
 use jiff::{SignedDuration, Timestamp};
 use troop_cloud::Cloud as _;
-use troop_cloud::aws::{AwsCloud, AwsConfig, Credentials, FirstGroup, Patience, RegionConfig};
+use troop_cloud::aws::operator::{Brought, Operator};
+use troop_cloud::aws::{AwsCloud, AwsConfig, Credentials, Patience};
 use troop_policies::intent::{Cause, Intent, Outcome};
 use troop_policies::inventory::{Group, Inventory};
 use troop_policies::leash::{Permit, Unleashed, Warrant};
@@ -47,9 +42,7 @@ pub(crate) struct Stage {
     pub(crate) proxy: Proxy,
     pub(crate) image: ImageId,
     /// Straight to moto, past the proxy: what the operator and the world do.
-    pub(crate) ec2: aws_sdk_ec2::Client,
-    pub(crate) scaling: aws_sdk_autoscaling::Client,
-    pub(crate) balancing: aws_sdk_elasticloadbalancingv2::Client,
+    pub(crate) operator: Operator,
     /// The listener whose rules lead to clusters.
     pub(crate) listener: String,
     /// As whom and how `cloud` asks.
@@ -83,44 +76,13 @@ impl Stage {
     /// A stage at this moto.
     pub(crate) async fn at(moto: Moto, attempt: Duration, snapshot_reused_for: Duration) -> Self {
         let proxy = Proxy::start(&moto.url).await;
-        let sdk = sdk(&moto.url);
-        let ec2 = aws_sdk_ec2::Client::new(&sdk);
-        let balancing = aws_sdk_elasticloadbalancingv2::Client::new(&sdk);
-
-        let subnets = ec2.describe_subnets().send().await.unwrap();
-        let subnets: Vec<String> = subnets.subnets().iter().map(|s| s.subnet_id().unwrap().to_owned()).collect();
-        let image = ec2.register_image().name("hello-1.0.0").send().await.unwrap();
-        let image = image.image_id().unwrap().to_owned();
-        let tag = |key: &str, value: &str| Tag::builder().key(key).value(value).build();
-        ec2.create_tags().resources(&image).tags(tag("appversion", "hello-1.0.0")).send().await.unwrap();
-        let data = RequestLaunchTemplateData::builder()
-            .image_id(&image)
-            .instance_type(aws_sdk_ec2::types::InstanceType::T3Micro)
-            .build();
-        let template = ec2.create_launch_template().launch_template_name("base").launch_template_data(data);
-        let template =
-            template.send().await.unwrap().launch_template().unwrap().launch_template_id().unwrap().to_owned();
-        let balancer = balancing.create_load_balancer().name("front").subnets(&subnets[0]).subnets(&subnets[1]);
-        let balancer = balancer.send().await.unwrap().load_balancers()[0].load_balancer_arn().unwrap().to_owned();
-        let listener = balancing.create_listener().load_balancer_arn(&balancer).protocol(ProtocolEnum::Http).port(80);
-        let listener = listener.default_actions(nobody()).send().await.unwrap();
-        let listener = listener.listeners()[0].listener_arn().unwrap().to_owned();
-
-        tokio::spawn(register_members(aws_sdk_autoscaling::Client::new(&sdk), balancing.clone()));
-
-        let first = FirstGroup {
-            launch_template: template,
-            subnets,
-            port: 7001,
-            health_path: "/healthcheck".to_owned(),
-            health_every_s: 5,
-            grace_s: 60,
-        };
-        let config = RegionConfig { load_balancers: vec![balancer], first: Some(first) };
+        let operator = Operator::at(&moto.url, &region()).unwrap();
+        let Brought { settings, images, listener } = operator.bring(&["hello-1.0.0"], &[]).await.unwrap();
+        tokio::spawn(operator.clone().keep_registering());
         let config = AwsConfig {
             account: AccountName::new("prod").unwrap(),
             role_arn: None,
-            regions: BTreeMap::from([(region(), config)]),
+            regions: BTreeMap::from([(region(), settings)]),
             credentials: keys(),
             endpoint_url: Some(proxy.url.clone()),
             patience: impatient(attempt, snapshot_reused_for),
@@ -131,10 +93,8 @@ impl Stage {
             cloud: Box::pin(AwsCloud::new(config.clone())).await,
             config,
             proxy,
-            image: ImageId::new(image).unwrap(),
-            ec2,
-            scaling: aws_sdk_autoscaling::Client::new(&sdk),
-            balancing,
+            image: images[0].clone(),
+            operator,
             listener,
             priority: AtomicI32::new(1),
             intents: AtomicI32::new(0),
@@ -144,12 +104,8 @@ impl Stage {
 
     /// Makes the rule that leads to a cluster, as an operator would.
     pub(crate) async fn route(&self, cluster: &ClusterName) {
-        let paths = PathPatternConditionConfig::builder().values(format!("/{cluster}/*")).build();
-        let condition = RuleCondition::builder().field("path-pattern").path_pattern_config(paths).build();
-        let tag = RuleTag::builder().key("troop:cluster").value(cluster.as_str()).build();
-        let rule = self.balancing.create_rule().listener_arn(&self.listener).conditions(condition).tags(tag);
         let priority = self.priority.fetch_add(1, Ordering::Relaxed);
-        rule.priority(priority).actions(nobody()).send().await.unwrap();
+        self.operator.route(&self.listener, cluster, priority).await.unwrap();
     }
 
     pub(crate) fn intent(&self, step: Step) -> Intent {
@@ -218,74 +174,23 @@ impl Stage {
     /// Moves the beginning of an intent in the journal this far back, as if it had lain there for so long.
     pub(crate) async fn age(&self, intent: &Intent, by: SignedDuration) {
         let filter = aws_sdk_ec2::types::Filter::builder().name("tag:troop:intent").values(intent.id.as_str()).build();
-        let found = self.ec2.describe_launch_templates().filters(filter).send().await.unwrap();
+        let found = self.operator.ec2.describe_launch_templates().filters(filter).send().await.unwrap();
         let name = found.launch_templates()[0].launch_template_name().unwrap().to_owned();
-        let read = self.ec2.describe_launch_template_versions().launch_template_name(&name).send().await.unwrap();
+        let read =
+            self.operator.ec2.describe_launch_template_versions().launch_template_name(&name).send().await.unwrap();
         let text = read.launch_template_versions()[0].version_description().unwrap().to_owned();
         let [word, at, step] = text.split(' ').collect::<Vec<_>>()[..] else { panic!("{text}") };
         let at = at.parse::<Timestamp>().unwrap().checked_sub(by).unwrap();
-        self.ec2.delete_launch_template().launch_template_name(&name).send().await.unwrap();
+        self.operator.ec2.delete_launch_template().launch_template_name(&name).send().await.unwrap();
         let data = read.launch_template_versions()[0].launch_template_data().unwrap().clone();
         let data = RequestLaunchTemplateData::builder()
             .set_instance_initiated_shutdown_behavior(data.instance_initiated_shutdown_behavior().cloned())
             .build();
-        let again = self.ec2.create_launch_template().launch_template_name(&name).launch_template_data(data);
+        let again = self.operator.ec2.create_launch_template().launch_template_name(&name).launch_template_data(data);
         again.version_description(format!("{word} {at} {step}")).send().await.unwrap();
-    }
-}
-
-/// What AWS does by itself and moto forgets: whoever replaces a member that EC2 ended gets into its group's target groups.
-async fn register_members(scaling: aws_sdk_autoscaling::Client, balancing: aws_sdk_elasticloadbalancingv2::Client) {
-    loop {
-        let read = match scaling.describe_auto_scaling_groups().send().await {
-            Ok(read) => read,
-            // Who it is is asked for meanwhile, and nobody knows it.
-            Err(aws_sdk_autoscaling::error::SdkError::ServiceError(_)) => {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-            // Moto ended.
-            Err(_) => return,
-        };
-        for group in read.auto_scaling_groups() {
-            for arn in group.target_group_arns() {
-                let Ok(health) = balancing.describe_target_health().target_group_arn(arn).send().await else {
-                    continue;
-                };
-                let known: Vec<&str> =
-                    health.target_health_descriptions().iter().filter_map(|found| found.target()?.id()).collect();
-                for id in group.instances().iter().filter_map(|member| member.instance_id()) {
-                    if !known.contains(&id) {
-                        let target = TargetDescription::builder().id(id).build();
-                        let _late = balancing.register_targets().target_group_arn(arn).targets(target).send().await;
-                    }
-                }
-            }
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
 pub(crate) fn keys() -> Credentials {
     Credentials::Static { key_id: "AKIATESTTESTTEST".to_owned(), secret: "secret".to_owned() }
-}
-
-fn sdk(url: &str) -> SdkConfig {
-    use aws_smithy_http_client::{Builder, tls};
-    let ring = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring);
-    let keys = aws_credential_types::Credentials::new("AKIATESTTESTTEST", "secret", None, None, "tests");
-    SdkConfig::builder()
-        .behavior_version(BehaviorVersion::v2026_01_12())
-        .region(Region::new("us-east-1"))
-        .endpoint_url(url)
-        .http_client(Builder::new().tls_provider(ring).build_https())
-        .retry_config(RetryConfig::disabled())
-        .credentials_provider(aws_credential_types::provider::SharedCredentialsProvider::new(keys))
-        .build()
-}
-
-/// What a rule answers as long as no version of its cluster serves.
-fn nobody() -> Action {
-    let answer = FixedResponseActionConfig::builder().status_code("503").build();
-    Action::builder().r#type(ActionTypeEnum::FixedResponse).fixed_response_config(answer).build()
 }

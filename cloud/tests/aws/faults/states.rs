@@ -119,7 +119,7 @@ async fn protections(stage: &Stage, group: &GroupName) {
     let victim = kill.step.victim().unwrap().clone();
     let protect = async |on: bool| {
         let value = aws_sdk_ec2::types::AttributeBooleanValue::builder().value(on).build();
-        let request = stage.ec2.modify_instance_attribute().instance_id(victim.as_str());
+        let request = stage.operator.ec2.modify_instance_attribute().instance_id(victim.as_str());
         request.disable_api_termination(value).send().await.unwrap();
     };
     protect(true).await;
@@ -128,25 +128,25 @@ async fn protections(stage: &Stage, group: &GroupName) {
 
     let tag = aws_sdk_ec2::types::Tag::builder().key("troop:spare").value("true").build();
     let other = stage.members(group).await.into_iter().find(|id| *id != victim).unwrap();
-    stage.ec2.create_tags().resources(other.as_str()).tags(tag.clone()).send().await.unwrap();
+    stage.operator.ec2.create_tags().resources(other.as_str()).tags(tag.clone()).send().await.unwrap();
     let how = troop_policies::step::How::Crash;
     let kill = stage.intent(Step::Terminate { group: group.clone(), instance: other.clone(), kill: how });
     is_refused(&stage.perform(&kill).await, "troop:spare");
     assert!(stage.look(group).await.members[&other].spare);
-    stage.ec2.delete_tags().resources(other.as_str()).tags(tag).send().await.unwrap();
+    stage.operator.ec2.delete_tags().resources(other.as_str()).tags(tag).send().await.unwrap();
     protect(false).await;
 }
 
 /// 24: what dies would not be replaced.
 async fn suspended(stage: &Stage, group: &GroupName) {
     for process in ["Launch", "Terminate", "ReplaceUnhealthy", "HealthCheck", "AddToLoadBalancer"] {
-        let suspend = stage.scaling.suspend_processes().auto_scaling_group_name(group.as_str());
+        let suspend = stage.operator.scaling.suspend_processes().auto_scaling_group_name(group.as_str());
         suspend.scaling_processes(process).send().await.unwrap();
         let hold = stage.look(group).await.hold.unwrap();
         assert!(hold.starts_with(&format!("{process} suspended")), "{hold}");
         let kill = stage.crash(group).await;
         is_refused(&stage.perform(&kill).await, "suspended");
-        let resume = stage.scaling.resume_processes().auto_scaling_group_name(group.as_str());
+        let resume = stage.operator.scaling.resume_processes().auto_scaling_group_name(group.as_str());
         resume.scaling_processes(process).send().await.unwrap();
     }
     assert_eq!(stage.look(group).await.hold, None);

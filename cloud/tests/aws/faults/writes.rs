@@ -161,7 +161,8 @@ async fn creation(stage: &Stage, serving: &GroupName) {
     };
     is_done(&act_with(stage, &new(2).await, hidden).await);
     // 10, 15: AWS said no after half of it was made: all of that is taken back.
-    let target_groups = async || stage.balancing.describe_target_groups().send().await.unwrap().target_groups().len();
+    let target_groups =
+        async || stage.operator.balancing.describe_target_groups().send().await.unwrap().target_groups().len();
     let count = target_groups().await;
     let quota = before(400, bodies::scaling_error("LimitExceeded", "500 groups are the most"));
     let refused = new(3).await;
@@ -184,7 +185,7 @@ async fn flips(stage: &Stage, old: &GroupName) {
     stage.done(Step::Resize { group: new.clone(), size: Size::pinned(1) }).await;
     let flip = |to: &GroupName| stage.intent(Step::Flip { cluster: cluster.clone(), to: to.clone() });
     let suspended = async || {
-        let group = stage.scaling.describe_auto_scaling_groups().auto_scaling_group_names(old.as_str());
+        let group = stage.operator.scaling.describe_auto_scaling_groups().auto_scaling_group_names(old.as_str());
         let group = group.send().await.unwrap().auto_scaling_groups()[0].clone();
         let names = group.suspended_processes().iter().filter_map(|p| p.process_name().map(str::to_owned));
         let mut names: Vec<String> = names.collect();
@@ -192,7 +193,7 @@ async fn flips(stage: &Stage, old: &GroupName) {
         names
     };
     // One that somebody else suspended stays as it is, all the way.
-    let by_hand = stage.scaling.suspend_processes().auto_scaling_group_name(old.as_str());
+    let by_hand = stage.operator.scaling.suspend_processes().auto_scaling_group_name(old.as_str());
     by_hand.scaling_processes("AlarmNotification").send().await.unwrap();
 
     let denied = before(403, bodies::balancing_error("AccessDenied", "x"));
