@@ -38,6 +38,8 @@ pub mod operator;
 #[cfg(feature = "aws")]
 mod raw;
 #[cfg(feature = "aws")]
+pub mod scope;
+#[cfg(feature = "aws")]
 mod tags;
 #[cfg(feature = "aws")]
 mod traffic;

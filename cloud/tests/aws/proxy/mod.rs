@@ -23,6 +23,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::{TcpListener, TcpStream};
+use troop_cloud::aws::scope::signed_for;
 
 type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
@@ -181,7 +182,8 @@ async fn answer(
     let (parts, body) = request.into_parts();
     let body = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
     let form = String::from_utf8_lossy(&body).into_owned();
-    let (service, action) = (service(&parts.headers), action(&form, &parts.uri));
+    let service = signed_for(&parts.headers).map(|(_, service)| service.to_owned()).unwrap_or_default();
+    let action = action(&form, &parts.uri);
     let (fault, number) = {
         let mut state = state.lock().unwrap();
         let fault = take_fault(&mut state.rules, &action, &form);
@@ -276,13 +278,6 @@ async fn pass_on(
     let status = response.status().as_u16();
     let body = response.into_body().collect().await.map_err(std::io::Error::other)?.to_bytes();
     Ok((status, String::from_utf8_lossy(&body).into_owned()))
-}
-
-/// The service in the scope of the signature: `Credential=KEY/DATE/REGION/SERVICE/aws4_request`.
-fn service(headers: &http::HeaderMap) -> String {
-    let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let scope = authorization.split("Credential=").nth(1).and_then(|rest| rest.split(',').next()).unwrap_or_default();
-    scope.split('/').nth(3).unwrap_or_default().to_owned()
 }
 
 /// The form's `Action`; of protocols without a form the end of the path.

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
-use http::header::{AUTHORIZATION, CONTENT_TYPE};
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::header::CONTENT_TYPE;
+use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -24,6 +24,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use troop_cloud::Cloud as _;
+use troop_cloud::aws::scope::signed_for;
 use troop_cloud::aws::{AwsCloud, AwsConfig, Credentials, Patience, RegionConfig};
 use troop_policies::inventory::{Inventory, TAG_TEAM};
 use troop_policies::{AccountName, RegionName};
@@ -244,8 +245,8 @@ async fn answer(
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let (parts, body) = request.into_parts();
     let form = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-    let (region, service) = scope(&parts.headers);
-    let (status, text) = account.answer(&region, &service, &form, Instant::now());
+    let (region, service) = signed_for(&parts.headers).unwrap_or_default();
+    let (status, text) = account.answer(region, service, &form, Instant::now());
     if status != 200 && (text.contains("RequestLimitExceeded") || text.contains("Throttling")) {
         throttled.fetch_add(1, Ordering::Relaxed);
     }
@@ -253,27 +254,4 @@ async fn answer(
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("text/xml;charset=UTF-8"));
     Ok(response)
-}
-
-/// Region and service in the scope of the signature: `Credential=KEY/DATE/REGION/SERVICE/aws4_request`.
-fn scope(headers: &HeaderMap) -> (String, String) {
-    let text = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let credential = text.split("Credential=").nth(1).and_then(|rest| rest.split(',').next()).unwrap_or_default();
-    let mut words = credential.split('/').skip(2).map(str::to_owned);
-    (words.next().unwrap_or_default(), words.next().unwrap_or_default())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn region_and_service_are_read_from_the_signature() {
-        let mut headers = HeaderMap::new();
-        assert_eq!(scope(&headers), (String::new(), String::new()));
-        let text =
-            "AWS4-HMAC-SHA256 Credential=AKIA/20261124/eu-west-1/ec2/aws4_request, SignedHeaders=host, Signature=0";
-        headers.insert(AUTHORIZATION, text.parse().unwrap());
-        assert_eq!(scope(&headers), ("eu-west-1".to_owned(), "ec2".to_owned()));
-    }
 }

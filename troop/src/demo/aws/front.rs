@@ -12,6 +12,7 @@ use axum::response::{IntoResponse as _, Response};
 use http::{HeaderMap, StatusCode, header};
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
+use troop_cloud::aws::scope::signed_for;
 
 /// Longest call or answer passed on.
 const BYTES_MAX: usize = 16 << 20;
@@ -101,7 +102,7 @@ impl Shared {
     async fn passed_on(&self, request: Request) -> Result<Response, String> {
         let (parts, body) = request.into_parts();
         let body = to_bytes(body, BYTES_MAX).await.map_err(|e| e.to_string())?;
-        let service = signed_for(&parts.headers).unwrap_or_default();
+        let service = signed_for(&parts.headers).map(|(_, service)| service.to_owned()).unwrap_or_default();
         let action = action(&parts.headers, &body).unwrap_or_default();
         *lock(&self.calls).entry(format!("{service}:{action}")).or_default() += 1;
         if action == "DescribeInstanceRefreshes" {
@@ -186,13 +187,6 @@ fn in_zone(member: &str, zone: &str) -> String {
     moved().unwrap_or_else(|| member.to_owned())
 }
 
-/// The service that a request was signed for: `Credential=KEY/DATE/REGION/SERVICE/aws4_request`.
-fn signed_for(headers: &HeaderMap) -> Option<String> {
-    let signature = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
-    let credential = signature.split("Credential=").nth(1)?.split(',').next()?;
-    credential.split('/').nth(3).map(str::to_owned)
-}
-
 /// The action: of the form, or of the header by which services without forms name it.
 fn action(headers: &HeaderMap, body: &[u8]) -> Option<String> {
     if let Some(target) = headers.get("x-amz-target").and_then(|target| target.to_str().ok()) {
@@ -245,7 +239,6 @@ mod tests {
         let signature =
             "AWS4-HMAC-SHA256 Credential=AKIA/20261124/us-east-1/autoscaling/aws4_request, SignedHeaders=host";
         headers.insert(header::AUTHORIZATION, signature.parse().unwrap());
-        assert_eq!(signed_for(&headers).as_deref(), Some("autoscaling"));
         assert_eq!(action(&headers, b"Action=DescribeTags&Version=1").as_deref(), Some("DescribeTags"));
         assert_eq!(action(&headers, b"Version=1"), None);
         let front = front().await;
