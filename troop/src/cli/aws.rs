@@ -61,12 +61,8 @@ fn doctor(cx: &Context, args: &DoctorArgs) -> Result<Code, CliError> {
         let what = format!("the site file `{}` names no account", args.site.display());
         return Err(CliError::new(Code::Input, what).hint("add `[[accounts]]`; docs/aws.md"));
     }
-    let state = match (cx.state_flag(), &read.site.state) {
-        (None, Some(path)) => Context::new(Some(path.clone())).state(),
-        (Some(_), _) | (None, None) => cx.state(),
-    };
     let examined = super::context::block_on(async {
-        let examined = super::doctor::examine(&read.site, state.ok().as_ref()).await;
+        let examined = super::doctor::examine(&read.site, cx.state_of(&read.site).ok().as_ref()).await;
         examined.map_err(|why| CliError::new(Code::Unavailable, why))
     })?;
     if args.output.is_json() {
@@ -79,6 +75,5 @@ fn doctor(cx: &Context, args: &DoctorArgs) -> Result<Code, CliError> {
 
 #[cfg(not(feature = "aws"))]
 fn doctor(_cx: &Context, _args: &DoctorArgs) -> Result<Code, CliError> {
-    let what = "this build has no AWS";
-    Err(CliError::new(Code::Unavailable, what).hint("build it with `cargo build --release --features aws`"))
+    Err(super::context::no_aws())
 }

@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
 use troop_ledger::{Ledger, LedgerError};
+use troop_policies::policy::Site;
 
 use crate::api::peer;
 use crate::client::{Client, ClientError};
@@ -31,6 +32,14 @@ impl Context {
         let state = StateDir::find(self.state_flag.as_deref(), env)?;
         is_open_to_us(&state)?;
         Ok(state)
+    }
+
+    /// The state folder of a site: its file's, where it names one and no flag does.
+    pub(super) fn state_of(&self, site: &Site) -> Result<StateDir, CliError> {
+        match (&self.state_flag, &site.state) {
+            (None, Some(path)) => Self::new(Some(path.clone())).state(),
+            (Some(_), _) | (None, None) => self.state(),
+        }
     }
 }
 
@@ -105,6 +114,13 @@ pub(super) fn block_on<T>(command: impl Future<Output = Result<T, CliError>>) ->
 pub(super) fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(|e| CliError::new(Code::Unavailable, format!("this machine lets no command run: {e}")))
+}
+
+/// What only a build with AWS can do.
+#[cfg(not(feature = "aws"))]
+pub(super) fn no_aws() -> CliError {
+    CliError::new(Code::Unavailable, "this build has no AWS")
+        .hint("build it with `cargo build --release --features aws`")
 }
 
 /// Our own name, for records that are written without a control plane.

@@ -87,8 +87,7 @@ fn on_aws(endpoint: String, summary: Option<PathBuf>) -> Result<Code, CliError> 
 
 #[cfg(not(feature = "aws"))]
 fn on_aws(_endpoint: String, _summary: Option<PathBuf>) -> Result<Code, CliError> {
-    let what = "this build has no AWS";
-    Err(CliError::new(Code::Unavailable, what).hint("build it with `cargo build --release --features aws`"))
+    Err(context::no_aws())
 }
 
 /// Tries the file of the figures before the demo runs for a minute. One that was not there is not left behind.

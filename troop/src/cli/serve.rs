@@ -6,18 +6,13 @@ use std::sync::Arc;
 use clap::Args;
 use troop_registry::client::RegistryClient;
 
-use super::context::{self, Context};
+use super::context::Context;
 use super::policy_files;
-use crate::agents::{Agents, Hub};
-use crate::api::peer::serve_direct;
-use crate::api::router::router;
 use crate::clock::Calendar;
 use crate::exit::{CliError, Code};
-use crate::outside::Dial;
-use crate::serve::control::Control;
-use crate::serve::process::{self, Opening};
+use crate::serve::process::{self, Alone};
 use crate::supervisor::{Seat, stop};
-use crate::world::{Registry, World, chain};
+use crate::world::{Registry, World};
 use crate::{accounts, logging, site, ui};
 
 /// Run the control plane of a site's accounts, and stay
@@ -42,44 +37,33 @@ pub(super) fn run(cx: &Context, args: &ServeArgs) -> Result<Code, CliError> {
         let hint = "add `[[accounts]]` (docs/aws.md), or start the embedded cloud with `troop up`";
         return Err(CliError::new(Code::Input, what).hint(hint));
     }
-    let state = match (cx.state_flag(), &site.state) {
-        (None, Some(path)) => Context::new(Some(path.clone())).state()?,
-        (Some(_), _) | (None, None) => cx.state()?,
-    };
+    let state = cx.state_of(&site)?;
     if !site.policies.is_dir() {
         let what = format!("there is no policies folder `{}`", site.policies.display());
         return Err(CliError::new(Code::Input, what).hint("make it; an empty one opts nothing in"));
     }
     policy_files::is_no_source_code(&site.policies)?;
     let unavailable = |why: String| CliError::new(Code::Unavailable, why);
-    context::block_on(async {
+    // Reading a large account keeps a thread busy, and leases must be renewed meanwhile.
+    let runtime = process::runtime(process::THREADS).map_err(|e| unavailable(e.to_string()))?;
+    runtime.block_on(async {
         let stop = stop::on_signals().map_err(|e| unavailable(format!("could not watch for signals: {e}")))?;
         let clouds = accounts::clouds(&site).await.map_err(unavailable)?;
         let registry = site.registry_url.as_deref().map(RegistryClient::new).transpose();
         let registry = registry.map_err(|e| CliError::of(Code::Input, &e))?;
         let registry = registry.map(|registry| Arc::new(registry) as Arc<dyn Registry>);
-        let Seat { control, agents, taken: _taken } = Seat::take(&state, &site)?;
-        let hub = Arc::new(Hub::default());
-        let opening = Opening {
-            policies_dir: site.policies.clone(),
-            world: World::new(clouds, registry),
-            agents: Arc::clone(&hub) as Arc<dyn Agents>,
-            calendar: Calendar::real(),
-            state: state.clone(),
-            site,
-        };
-        let core = process::open(opening, Dial::Direct).await.map_err(unavailable)?;
-        let api = serve_direct(control, router(Arc::new(Control(Arc::clone(&core)))), stop.clone());
-        ui::line(&format!("state     {}", state.path().display()));
+        let seat = Seat::take(&state, &site)?;
+        let world = World::new(clouds, registry);
+        let alone = Alone::open(seat, state, site, world, Calendar::real()).await.map_err(unavailable)?;
+        let core = &alone.core;
+        ui::line(&format!("state     {}", core.state.path().display()));
         ui::line(&format!("policies  {}", core.policies_dir.display()));
         for at in core.world.locations() {
             ui::line(&format!("account   {at}"));
         }
         let leash = if core.site.leashed { "leashed: it plans and changes nothing" } else { "unleashed" };
         ui::line(&format!("site      {}: {leash}", core.site.name));
-        let (served, ran) = process::run(core, api, (hub, agents), stop).await;
-        served.map_err(|e| unavailable(format!("could not answer on the control socket: {e}")))?;
-        ran.map_err(|e| unavailable(chain(&e)))?;
+        alone.run(stop).await.map_err(unavailable)?;
         Ok(Code::Ok)
     })
 }

@@ -57,10 +57,7 @@ pub(super) fn run(cx: &Context, args: UpArgs) -> Result<Code, CliError> {
             format!("the site file names account `{}`, and `troop up` starts the embedded cloud alone", account.name);
         return Err(CliError::new(Code::Input, what).hint("`troop serve` looks after accounts"));
     }
-    let state = match (cx.state_flag(), &read.site.state) {
-        (None, Some(path)) => Context::new(Some(path.clone())).state()?,
-        (Some(_), _) | (None, None) => cx.state()?,
-    };
+    let state = cx.state_of(&read.site)?;
     let policies = policies(&args, &read.site, &state)?;
     let options = UpOptions {
         state: state.clone(),

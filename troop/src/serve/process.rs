@@ -16,21 +16,43 @@ use troop_policies::draw::SiteSecret;
 use troop_policies::policy::Site;
 
 use super::RunError;
+use super::control::Control;
 use super::core::{Core, Parts};
 use super::sightings::Seen;
 use crate::agents::identity::Identity;
 use crate::agents::proof::{Keys, Prover};
 use crate::agents::token::AgentsSecret;
 use crate::agents::{Agents, Hub, Reception};
+use crate::api::peer::serve_direct;
+use crate::api::router::router;
 use crate::clock::{self, Calendar};
 use crate::outside::Dial;
 use crate::state::{self, StateDir};
+use crate::supervisor::Seat;
 use crate::world::{World, chain};
 
+/// Two for the API and the ticks, which both wait more than they work; the machine's cores are the instances' too.
+pub const THREADS: usize = 2;
 /// What closing the ledger may take; a ledger that was not closed loses nothing.
 const LEDGER_CLOSES_WITHIN: Duration = Duration::from_millis(200);
 /// The ledger's word for [`SiteSecret::fingerprint`] of the secret it was begun with.
 const META_FINGERPRINT: &str = "site_secret_fingerprint";
+
+/// A runtime with so many threads beside the caller's; none: on that one alone.
+///
+/// # Errors
+/// When the machine gives no thread.
+pub fn runtime(threads: usize) -> io::Result<tokio::runtime::Runtime> {
+    let mut builder = match threads {
+        0 => tokio::runtime::Builder::new_current_thread(),
+        threads => {
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            builder.worker_threads(threads);
+            builder
+        }
+    };
+    builder.enable_all().build()
+}
 
 /// What a control plane is opened with.
 #[derive(Debug)]
@@ -60,6 +82,46 @@ pub async fn open(opening: Opening, dial: Dial) -> Result<Arc<Core>, String> {
         tracing::error!(why, "nothing is planned or done");
     }
     Ok(Core::new(Parts { state, site, policies_dir, ledger, world, agents, calendar, secret }, dial))
+}
+
+/// A control plane without a supervisor: it has the state folder for itself, and is asked on its own socket.
+#[derive(Debug)]
+pub struct Alone {
+    pub core: Arc<Core>,
+    seat: Seat,
+    hub: Arc<Hub>,
+}
+
+impl Alone {
+    /// Opens one on a folder that was taken for it.
+    ///
+    /// # Errors
+    /// As [`open`].
+    pub async fn open(
+        seat: Seat,
+        state: StateDir,
+        site: Site,
+        world: World,
+        calendar: Calendar,
+    ) -> Result<Self, String> {
+        let hub = Arc::new(Hub::default());
+        let (policies_dir, agents) = (site.policies.clone(), Arc::clone(&hub) as Arc<dyn Agents>);
+        let opening = Opening { state, site, policies_dir, world, agents, calendar };
+        Ok(Self { core: open(opening, Dial::Direct).await?, seat, hub })
+    }
+
+    /// Runs until `stop`.
+    ///
+    /// # Errors
+    /// Why it ended by itself.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), String> {
+        let Self { core, seat: Seat { control, agents, taken }, hub } = self;
+        let api = serve_direct(control, router(Arc::new(Control(Arc::clone(&core)))), stop.clone());
+        let (served, ran) = run(core, api, (hub, agents), stop).await;
+        drop(taken);
+        served.map_err(|e| format!("could not answer on the control socket: {e}"))?;
+        ran.map_err(|e| chain(&e))
+    }
 }
 
 /// Runs the control plane beside `api`, which answers for it, until `stop`. Whichever ends by itself takes the other along:

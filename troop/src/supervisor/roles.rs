@@ -50,8 +50,6 @@ pub(crate) const CONNECTIONS: &str = "connections";
 /// The name under which it is handed the listener for agents on other machines, where the site has one.
 pub(super) const AGENTS: &str = "agents";
 
-/// Two for the API and the ticks, which both wait more than they work; the machine's cores are the instances' too.
-const SERVE_THREADS: usize = 2;
 /// A control plane that cannot start says so to whoever asks, and tries again this often.
 const SERVE_AGAIN: Duration = Duration::from_secs(2);
 /// How often the demo's calendar is looked at, until it has been let go.
@@ -107,7 +105,7 @@ fn run(args: &[OsString]) -> Result<(), RoleError> {
             let listener = TcpListener::from(take(LISTENER)?);
             return block_on(0, inherited, |stop| balancer(flags, listener, stop));
         }
-        "serve" => SERVE_THREADS,
+        "serve" => process::THREADS,
         other => return Err(RoleError::Arguments { why: format!("there is no role `{other}`") }),
     };
     let connections = take(CONNECTIONS)?;
@@ -161,15 +159,7 @@ fn block_on<F: Future<Output = Result<(), RoleError>>>(
     inherited: Inherited,
     role: impl FnOnce(CancellationToken) -> F,
 ) -> Result<(), RoleError> {
-    let mut builder = match threads {
-        0 => tokio::runtime::Builder::new_current_thread(),
-        threads => {
-            let mut builder = tokio::runtime::Builder::new_multi_thread();
-            builder.worker_threads(threads);
-            builder
-        }
-    };
-    let runtime = builder.enable_all().build().map_err(|source| RoleError::Io { what: "start a runtime", source })?;
+    let runtime = process::runtime(threads).map_err(|source| RoleError::Io { what: "start a runtime", source })?;
     let ended = runtime.block_on(async {
         let io = |what| move |source| RoleError::Io { what, source };
         let mut term = signal(SignalKind::terminate()).map_err(io("watch for SIGTERM"))?;

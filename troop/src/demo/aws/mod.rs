@@ -17,19 +17,14 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use troop_cloud::Cloud;
 use troop_cloud::aws::operator::Operator;
-use troop_policies::{ClusterName, RegionName, chain};
+use troop_policies::{ClusterName, RegionName};
 
 use self::front::Front;
 use super::report::{Kill, Push};
 use super::watch::failed;
 use super::{CALENDAR_FACTOR, DemoError, chapters, say};
-use crate::agents::{Agents, Hub};
-use crate::api::peer::serve_direct;
-use crate::api::router::router;
 use crate::clock::{self, Calendar};
-use crate::outside::Dial;
-use crate::serve::control::Control;
-use crate::serve::process::{self, Opening};
+use crate::serve::process::Alone;
 use crate::state::StateDir;
 use crate::supervisor::{Seat, UpError};
 use crate::world::World;
@@ -82,39 +77,31 @@ pub async fn run(options: &Options, stop: CancellationToken) -> Result<(Summary,
     let state = StateDir::find(Some(&folder.path().join("state")), |_| None).map_err(UpError::State)?;
     let clouds = accounts::aws_clouds(&site).await.map_err(|why| failed(CHAPTER, why))?;
     let clouds: Vec<Arc<dyn Cloud>> = clouds.into_iter().map(|cloud| Arc::new(cloud) as Arc<dyn Cloud>).collect();
-    let Seat { control, agents, taken } = Seat::take(&state, &site)?;
-    let hub = Arc::new(Hub::default());
+    let seat = Seat::take(&state, &site)?;
     let calendar = Calendar::standing(chapters::calendar_start(clock::real_now()));
-    let opening = Opening {
-        state: state.clone(),
-        policies_dir: site.policies.clone(),
-        site,
-        world: World::new(clouds, None),
-        agents: Arc::clone(&hub) as Arc<dyn Agents>,
-        calendar: calendar.clone(),
-    };
-    let core = process::open(opening, Dial::Direct).await.map_err(|why| failed(CHAPTER, why))?;
+    let alone = Alone::open(seat, state.clone(), site, World::new(clouds, None), calendar.clone()).await;
+    let alone = alone.map_err(|why| failed(CHAPTER, why))?;
+    let core = Arc::clone(&alone.core);
     say(began, "aws", &format!("{} stands in for account prod, {REGION}; state: a folder that goes", options.endpoint));
     let told = format!("only the scheduler's calendar is fast (1 s = {} min)", CALENDAR_FACTOR / 60);
     say(began, "clock", &told);
 
     let end = stop.child_token();
-    let api = serve_direct(control, router(Arc::new(Control(Arc::clone(&core)))), end.clone());
-    let mut running = tokio::spawn(process::run(Arc::clone(&core), api, (hub, agents), end.clone()));
+    let mut running = tokio::spawn(alone.run(end.clone()));
     let stage = story::Stage { state, core, calendar, images: brought.images, front, began };
     let told = tokio::select! {
         told = story::tell(&stage) => told,
         () = stop.cancelled() => Err(DemoError::Interrupted),
         ended = &mut running => Err(match ended {
-            Ok((_, Err(e))) => failed(CHAPTER, chain(&e)),
-            Ok(_) | Err(_) => DemoError::Interrupted,
+            Ok(Err(why)) => failed(CHAPTER, why),
+            Ok(Ok(())) | Err(_) => DemoError::Interrupted,
         }),
     };
     if !running.is_finished() {
         end.cancel();
         let _ended = running.await;
     }
-    drop((taken, registering));
+    drop(registering);
     let (kills, pushes, mut broken) = told?;
     let calls = stage.front.calls();
     let summary =
