@@ -440,6 +440,14 @@ pub struct SiteCaps {
     pub unhealed_per_zone: u32,
 }
 
+impl SiteCaps {
+    /// The keys of the caps that a site of accounts must set before it harms anybody, and has not.
+    pub fn unset(&self) -> Vec<&'static str> {
+        let wanted = [("acts_per_hour", self.acts_per_hour), ("unhealed_per_account", self.unhealed_per_account)];
+        wanted.iter().filter(|(_, cap)| cap.is_none()).map(|(key, _)| *key).collect()
+    }
+}
+
 impl Default for SiteCaps {
     fn default() -> Self {
         Self { kills_per_day: None, acts_per_hour: None, unhealed_per_account: None, unhealed_per_zone: 1 }

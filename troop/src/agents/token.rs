@@ -12,7 +12,7 @@ use std::io;
 use std::path::Path;
 
 use troop_cloud::local::agents;
-use troop_policies::{AccountName, RegionName};
+use troop_policies::Location;
 
 use super::HostName;
 
@@ -33,8 +33,7 @@ pub struct Scope(String);
 impl Scope {
     /// `account/region/instance`, or `account/region`; `None` for what is neither.
     pub fn parse(text: &str) -> Option<Self> {
-        let is_place = |(account, region)| AccountName::new(account).is_ok() && RegionName::new(region).is_ok();
-        let known = HostName::parse(text).is_some() || text.split_once('/').is_some_and(is_place);
+        let known = HostName::parse(text).is_some() || text.parse::<Location>().is_ok();
         known.then(|| Self(text.to_owned()))
     }
 }

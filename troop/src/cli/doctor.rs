@@ -10,13 +10,12 @@ use troop_policies::{Location, RegionName, chain};
 
 use crate::accounts;
 use crate::agents::proof::unproven;
+use crate::serve::core::CLOCK_APART_MAX;
 use crate::state::{self, StateDir};
 use crate::views::doctor::{DoctorView, Finding, Verdict};
 
 /// Calls named in a line; the rest is a number.
 const NAMED: usize = 4;
-/// As the clock gate has it, in seconds.
-const CLOCK_APART_MAX_S: f64 = 30.0;
 
 /// Everything that can be found out about a site.
 ///
@@ -97,12 +96,13 @@ impl Examined<'_> {
     }
 
     fn clock(&self) -> Finding {
-        match self.cloud.clock_offset().map(|offset| offset.as_secs_f64()) {
-            Some(seconds) if seconds.abs() <= CLOCK_APART_MAX_S => {
-                self.finding("clock", Verdict::Ok, format!("{seconds:+.1} s"))
+        match self.cloud.clock_offset() {
+            Some(apart) if apart.abs() <= CLOCK_APART_MAX => {
+                self.finding("clock", Verdict::Ok, format!("{:+.1} s", apart.as_secs_f64()))
             }
-            Some(seconds) => {
-                let text = format!("AWS's is {seconds:+.0} s from this host's; nothing is done beyond 30 s");
+            Some(apart) => {
+                let (seconds, most) = (apart.as_secs_f64(), CLOCK_APART_MAX.as_secs());
+                let text = format!("AWS's is {seconds:+.0} s from this host's; nothing is done beyond {most} s");
                 self.finding("clock", Verdict::Missing, text)
             }
             None => self.finding("clock", Verdict::Missing, "AWS's answers say no time"),
@@ -183,8 +183,7 @@ fn member(inventory: &Inventory) -> Option<String> {
 fn of_site(site: &Site) -> Vec<Finding> {
     let wanted = if site.leashed { Verdict::Note } else { Verdict::Missing };
     let finding = |check, verdict, text: String| Finding { at: format!("site {}", site.name), check, verdict, text };
-    let caps = [("acts_per_hour", site.caps.acts_per_hour), ("unhealed_per_account", site.caps.unhealed_per_account)];
-    let unset: Vec<_> = caps.iter().filter(|(_, cap)| cap.is_none()).map(|(key, _)| *key).collect();
+    let unset = site.caps.unset();
     let caps = if unset.is_empty() {
         finding("caps", Verdict::Ok, "acts an hour, unhealed an account and a zone".to_owned())
     } else {

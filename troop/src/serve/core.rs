@@ -28,7 +28,7 @@ use crate::state::StateDir;
 use crate::world::World;
 
 /// How far the cloud's clock and ours may be apart: what is done within a window, and the age of what is seen, is told by it.
-const CLOCK_APART_MAX: SignedDuration = SignedDuration::from_secs(30);
+pub const CLOCK_APART_MAX: SignedDuration = SignedDuration::from_secs(30);
 
 /// The control plane's shared parts. Cheap to clone through its `Arc`.
 pub struct Core {

@@ -147,7 +147,7 @@ async fn locks(tx: &mut Tx) -> Result<BTreeMap<(Location, ClusterName), String>,
 
 /// The name of a cluster's lock: `account/region/cluster`.
 pub fn lock_name(inventory: &Inventory, cluster: &ClusterName) -> String {
-    format!("{}/{}/{cluster}", inventory.account, inventory.region)
+    format!("{}/{cluster}", inventory.location())
 }
 
 fn lock_cluster(name: &str) -> Option<(Location, ClusterName)> {

@@ -54,10 +54,8 @@ pub async fn check(core: &Core) {
 }
 
 fn caps(core: &Core) -> Vec<String> {
-    let caps = &core.site.caps;
-    let unset = [("acts_per_hour", caps.acts_per_hour), ("unhealed_per_account", caps.unhealed_per_account)];
-    let unset = unset.iter().filter(|(_, cap)| cap.is_none());
-    unset.map(|(key, _)| format!("`{key}` under `[caps]` of the site file")).collect()
+    let unset = core.site.caps.unset().into_iter();
+    unset.map(|key| format!("`{key}` under `[caps]` of the site file")).collect()
 }
 
 async fn channel(core: &Core) -> Option<String> {

@@ -45,7 +45,7 @@ fn number_of(holder: &str) -> Option<i64> {
 
 /// A cluster's key and lock: `account/region/cluster`.
 fn key(push: &Push) -> String {
-    format!("{}/{}/{}", push.account, push.region, push.cluster)
+    format!("{}/{}", push.location(), push.cluster)
 }
 
 fn parse(row: &PushRow) -> Result<Push, String> {
