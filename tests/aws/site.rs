@@ -5,9 +5,10 @@
 #[path = "../../cloud/tests/aws/moto.rs"]
 #[expect(dead_code, reason = "shared with the tests of the library, which need more of it")]
 mod moto;
+#[path = "../../cloud/tests/aws/user.rs"]
+mod user;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,6 +39,7 @@ use troop_policies::step::{NewGroup, Size, Step};
 use troop_policies::{AccountName, ClusterName, IntentId, RegionName};
 
 use self::moto::Moto;
+use self::user::User;
 
 const REGION: &str = "us-east-1";
 const CLUSTER: &str = "hello-web";
@@ -149,15 +151,11 @@ impl Leashed {
     }
 
     /// From now on only who may is answered. Returns the keys of one who may do what a leashed site needs.
-    fn may_only_read(&self) -> Credentials {
-        let policy = self.folder.path().join("policy.json");
-        std::fs::write(&policy, iam::policy(iam::Allows::Leashed).to_string()).unwrap();
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/py/iam_user.py");
-        let made = Command::new(moto::python()).arg(script).arg(&self.moto.url).arg(policy).output().unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        let keys = String::from_utf8(made.stdout).unwrap();
-        let (key_id, secret) = keys.trim().split_once(' ').unwrap();
-        Credentials::Static { key_id: key_id.to_owned(), secret: secret.to_owned() }
+    async fn may_only_read(&self) -> Credentials {
+        let user = User::new(&self.moto.url).await;
+        let policy = iam::policy(iam::Allows::Leashed);
+        user.may(&iam::allowed(&policy).into_iter().collect()).await;
+        user.credentials()
     }
 
     /// The control plane at a moment of the week.
@@ -247,7 +245,7 @@ async fn in_a_leashed_week_no_call_leaves_that_changes_anything() {
     let leashed = Leashed::new().await;
     let before = leashed.front.calls();
     assert!(!changing(&before).is_empty(), "the front sees what changes something");
-    let keys = leashed.may_only_read();
+    let keys = leashed.may_only_read().await;
     let cloud = Arc::new(AwsCloud::new(config(&leashed.front.url, &leashed.brought, keys)).await);
     let image = leashed.brought.images[0].to_string();
     // Monday to Sunday: early, in the window, at the minute that was drawn on a workday, and late.

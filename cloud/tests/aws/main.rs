@@ -12,3 +12,4 @@ mod permissions;
 mod planned;
 mod proxy;
 mod stage;
+mod user;

@@ -9,22 +9,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_sdk_elasticloadbalancingv2::types::Tag;
-use bytes::Bytes;
-use http::{Request, header};
-use http_body_util::{BodyExt as _, Full};
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::TokioExecutor;
 use jiff::SignedDuration;
-use serde_json::{Value, json};
+use serde_json::Value;
 use troop_cloud::Cloud as _;
 use troop_cloud::aws::iam::{Allows, allowed, policy};
-use troop_cloud::aws::{AwsCloud, AwsConfig, Credentials};
+use troop_cloud::aws::{AwsCloud, AwsConfig};
 use troop_policies::intent::Outcome;
 use troop_policies::step::{How, NewGroup, Size, Step};
 use troop_policies::{ClusterName, GroupName, InstanceId, ZoneName};
 
 use crate::moto::Moto;
 use crate::stage::{Stage, now, region};
+use crate::user::User;
 
 /// Actions of the policy that moto never asks for, and why.
 const NOT_AT_MOTO: [(&str, &str); 8] = [
@@ -41,70 +37,12 @@ const NOT_AT_MOTO: [(&str, &str); 8] = [
 const LATER: SignedDuration = SignedDuration::from_hours(24 * 8);
 const SIZE: Size = Size { min: 2, desired: 2, max: 2 };
 
-/// A user at moto, who may do what he is told.
-struct User {
-    moto: String,
-    key_id: String,
-    secret: String,
-}
-
-impl User {
-    async fn new(moto: &str) -> Self {
-        let mut user = Self { moto: moto.to_owned(), key_id: String::new(), secret: String::new() };
-        user.iam("Action=CreateUser&UserName=troop").await;
-        let made = user.iam("Action=CreateAccessKey&UserName=troop").await;
-        let field = |name: &str| {
-            let (_, rest) = made.split_once(&format!("<{name}>")).unwrap();
-            rest.split_once('<').unwrap().0.to_owned()
-        };
-        (user.key_id, user.secret) = (field("AccessKeyId"), field("SecretAccessKey"));
-        user
-    }
-
-    /// Allows these actions, and nothing else from now on.
-    async fn may(&self, actions: &BTreeSet<String>) {
-        self.enforce("inf").await;
-        let statement = json!({ "Effect": "Allow", "Action": actions, "Resource": "*" });
-        let document = json!({ "Version": "2012-10-17", "Statement": [statement] }).to_string();
-        let mut form = form_urlencoded::Serializer::new(String::new());
-        form.append_pair("Action", "PutUserPolicy").append_pair("UserName", "troop");
-        form.append_pair("PolicyName", "troop").append_pair("PolicyDocument", &document);
-        self.iam(&form.finish()).await;
-        self.enforce("0").await;
-    }
-
-    /// Lets so many calls pass before permissions are asked for.
-    async fn enforce(&self, free: &str) {
-        self.post("/moto-api/reset-auth", "text/plain", "", free).await;
-    }
-
-    async fn iam(&self, form: &str) -> String {
-        let scope =
-            "AWS4-HMAC-SHA256 Credential=AKIA/20261124/us-east-1/iam/aws4_request, SignedHeaders=host, Signature=0";
-        let form = format!("{form}&Version=2010-05-08");
-        self.post("/", "application/x-www-form-urlencoded", scope, &form).await
-    }
-
-    async fn post(&self, path: &str, kind: &str, authorization: &str, body: &str) -> String {
-        let request = Request::post(format!("{}{path}", self.moto)).header(header::CONTENT_TYPE, kind);
-        let request =
-            request.header(header::AUTHORIZATION, authorization).body(Full::new(Bytes::from(body.to_owned())));
-        let client = Client::builder(TokioExecutor::new()).build_http();
-        let answer = client.request(request.unwrap()).await.unwrap();
-        let status = answer.status();
-        let text = answer.into_body().collect().await.unwrap().to_bytes();
-        let text = String::from_utf8_lossy(&text).into_owned();
-        assert_eq!(status, 200, "{path}: {text}");
-        text
-    }
-
-    /// A client that is this user, knows nothing yet, and whose clock is ahead.
-    async fn cloud(&self, stage: &Stage, ahead: SignedDuration) -> AwsCloud {
-        let credentials = Credentials::Static { key_id: self.key_id.clone(), secret: self.secret.clone() };
-        let clock = Arc::new(move || now().checked_add(ahead).unwrap());
-        // Boxed, as what follows: a debug build keeps every future that a function makes on its stack, and those of the SDKs are large.
-        Box::pin(AwsCloud::new(AwsConfig { credentials, clock, ..stage.config.clone() })).await
-    }
+/// A client that is this user, knows nothing yet, and whose clock is ahead.
+async fn client(user: &User, stage: &Stage, ahead: SignedDuration) -> AwsCloud {
+    let credentials = user.credentials();
+    let clock = Arc::new(move || now().checked_add(ahead).unwrap());
+    // Boxed, as what follows: a debug build keeps every future that a function makes on its stack, and those of the SDKs are large.
+    Box::pin(AwsCloud::new(AwsConfig { credentials, clock, ..stage.config.clone() })).await
 }
 
 struct Clusters {
@@ -145,7 +83,7 @@ async fn the_policy_is_enough_and_without_any_one_action_it_is_not() {
 
     for action in &checked {
         user.may(&checked).await;
-        stage.cloud = user.cloud(&stage, SignedDuration::ZERO).await;
+        stage.cloud = client(&user, &stage, SignedDuration::ZERO).await;
         Box::pin(arrange(&stage, &clusters, action)).await;
         user.may(&checked.iter().filter(|other| *other != action).cloned().collect()).await;
         stage.proxy.forget_audit();
@@ -188,7 +126,7 @@ const DRAIN: How = How::Drain { delay: Duration::ZERO };
 
 /// Everything that Troop does, as far as moto can carry it. It ends with v000 and v002 of the shop, the first in rotation, the second enabled.
 async fn story(stage: &mut Stage, user: &User, clusters: &Clusters) {
-    stage.cloud = user.cloud(stage, SignedDuration::ZERO).await;
+    stage.cloud = client(user, stage, SignedDuration::ZERO).await;
     stage.cloud.identity(&region()).await.unwrap();
     assert_eq!(stage.cloud.images(&region()).await.unwrap().len(), 1);
     let zones = stage.inventory().await.zones;
@@ -216,7 +154,7 @@ async fn story(stage: &mut Stage, user: &User, clusters: &Clusters) {
     }
 
     // A week later old entries of the journal go.
-    stage.cloud = user.cloud(stage, LATER).await;
+    stage.cloud = client(user, stage, LATER).await;
     stage.done(Step::Enable { group: old }).await;
 }
 
@@ -276,7 +214,7 @@ async fn without(stage: &mut Stage, user: &User, clusters: &Clusters, action: &s
         }
         // Old entries are swept aside, and that it does not come off is nobody's concern.
         "DescribeLaunchTemplates" | "DeleteLaunchTemplate" => {
-            stage.cloud = user.cloud(stage, LATER).await;
+            stage.cloud = client(user, stage, LATER).await;
             stage.done(Step::Enable { group: old }).await;
             return None;
         }
