@@ -116,7 +116,7 @@ pub(super) struct IdleArgs {
 
 /// Read a whole account at AWS, all regions at once, and count the calls
 ///
-/// At the pace at which `troop up` would read. An account is made up for it on the loopback, unless --endpoint names somebody who
+/// At the pace at which `troop serve` reads. An account is made up for it on the loopback, unless --endpoint names somebody who
 /// answers as AWS does; requests are signed with keys that are made up too. Only in a build with the feature `aws`.
 #[derive(Debug, Args)]
 pub(super) struct InventoryArgs {
