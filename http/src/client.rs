@@ -57,6 +57,7 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let Place(phase) = place;
+    phase.arrives();
     let watched = Watched { stream, phase: Arc::clone(&phase) };
     let service = service_fn(|mut request: Request<Incoming>| {
         phase.begin();

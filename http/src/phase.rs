@@ -68,6 +68,11 @@ impl Phase {
         Self { state: Mutex::new(state), leave: CancellationToken::new(), moved: AtomicU64::new(0), place }
     }
 
+    /// The client is here. Its place was taken before it came, by a listener that may have waited for hours.
+    pub(crate) fn arrives(&self) {
+        lock(&self.state).now = Now::Idle(Instant::now());
+    }
+
     /// The connection has left HTTP: it is busy for good, and leaves for others only where it takes nothing of what we have
     /// for it.
     pub fn upgraded(&self) {

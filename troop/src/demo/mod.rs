@@ -10,6 +10,7 @@ mod chapters;
 mod images;
 mod latency;
 mod leftovers;
+mod logs;
 mod report;
 mod watch;
 
@@ -33,6 +34,8 @@ pub const CALENDAR_FACTOR: i32 = 600;
 const BOOT_DELAY: Duration = Duration::from_secs(2);
 /// A new instance may be unhealthy for this long before its group replaces it; longer than v002 is given.
 const GRACE: Duration = Duration::from_secs(60);
+/// How long a story that failed waits for what its processes have to say.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Clone)]
 pub struct DemoOptions {
@@ -144,8 +147,16 @@ async fn run_in(options: &DemoOptions, folder: &Path, stop: CancellationToken) -
     let ended = match told {
         Ok(ended) => ended,
         Err(error) => {
+            let failed = matches!(error, DemoError::Chapter { .. });
+            if failed {
+                // The supervisor says by itself that a role was started again, a moment after it ended.
+                tokio::time::sleep(LAST_WORDS).await;
+            }
             end.cancel();
             let _ended = (&mut running).await;
+            if failed {
+                logs::print_ends(&stage.state.logs());
+            }
             return Err(error);
         }
     };
