@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "these are tests, and so are their helpers")]
 
+mod commands;
 #[path = "../../cloud/tests/aws/moto.rs"]
 #[expect(dead_code, reason = "shared with the tests of the library, which need more of it")]
 mod moto;

@@ -10,6 +10,9 @@ use super::context::Context;
 use crate::exit::{CliError, Code};
 use crate::ui;
 
+/// The site file of who names none.
+pub(super) const SITE_FILE: &str = "/etc/troop/troop.toml";
+
 /// Say what an AWS account has to allow, and find out whether it does
 #[derive(Debug, Subcommand)]
 pub(super) enum AwsCommand {
@@ -34,7 +37,7 @@ pub(super) struct PolicyArgs {
 #[derive(Debug, Args)]
 pub(super) struct DoctorArgs {
     /// Site file, troop.toml
-    #[arg(long, value_name = "FILE", default_value = "/etc/troop/troop.toml")]
+    #[arg(long, value_name = "FILE", default_value = SITE_FILE)]
     site: PathBuf,
     #[command(flatten)]
     output: Output,
@@ -57,10 +60,7 @@ fn doctor(cx: &Context, args: &DoctorArgs) -> Result<Code, CliError> {
 
     let read = crate::site::read(Some(&args.site)).map_err(|e| CliError::of(Code::Input, &e))?;
     read.warnings.iter().for_each(|warning| ui::note(warning));
-    if read.site.accounts.is_empty() {
-        let what = format!("the site file `{}` names no account", args.site.display());
-        return Err(CliError::new(Code::Input, what).hint("add `[[accounts]]`; docs/aws.md"));
-    }
+    has_accounts(&args.site, &read.site)?;
     let examined = super::context::block_on(async {
         let examined = super::doctor::examine(&read.site, cx.state_of(&read.site).ok().as_ref()).await;
         examined.map_err(|why| CliError::new(Code::Unavailable, why))
@@ -71,6 +71,16 @@ fn doctor(cx: &Context, args: &DoctorArgs) -> Result<Code, CliError> {
         ui::line(&table(&examined));
     }
     Ok(if examined.is_well() { Code::Ok } else { Code::CheckFalse })
+}
+
+/// Whether there is anybody to ask.
+#[cfg(feature = "aws")]
+pub(super) fn has_accounts(path: &std::path::Path, site: &troop_policies::policy::Site) -> Result<(), CliError> {
+    if site.accounts.is_empty() {
+        let what = format!("the site file `{}` names no account", path.display());
+        return Err(CliError::new(Code::Input, what).hint("add `[[accounts]]`; docs/aws.md"));
+    }
+    Ok(())
 }
 
 #[cfg(not(feature = "aws"))]

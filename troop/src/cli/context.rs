@@ -117,7 +117,6 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
 }
 
 /// What only a build with AWS can do.
-#[cfg(not(feature = "aws"))]
 pub(super) fn no_aws() -> CliError {
     CliError::new(Code::Unavailable, "this build has no AWS")
         .hint("build it with `cargo build --release --features aws`")

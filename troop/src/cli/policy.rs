@@ -1,18 +1,22 @@
 //! `policy check` and `policy init`.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use serde::Serialize;
 use troop_cloud::Cloud as _;
+#[cfg(feature = "aws")]
+use troop_cloud::CloudError;
 use troop_cloud::local::client::LocalCloud;
-use troop_policies::inventory::Inventory;
-use troop_policies::policy::{AppPolicy, Policy};
+use troop_policies::inventory::{Group, Instance, Inventory, TAG_SPARE};
+use troop_policies::policy::{AppPolicy, Policy, Site};
 use troop_policies::{TeamName, file};
 use troop_scheduler::drills;
 
 use super::args::Output;
+use super::aws;
 use super::context::{self, Context};
 use super::policy_files::{self, PolicyFile};
 use crate::exit::{CliError, Code};
@@ -38,6 +42,8 @@ pub(super) enum PolicyCommand {
 enum Against {
     /// The embedded cloud of `troop up`
     Local,
+    /// Every account and region of the site file; only reads leave
+    Aws,
 }
 
 /// Check policy files: every mistake with its line, what they opt in, and when their drills run next
@@ -52,7 +58,7 @@ pub(super) struct CheckArgs {
     /// Also ask a running cloud what the policies match
     #[arg(long, value_enum, value_name = "CLOUD")]
     against: Option<Against>,
-    /// Also check what the policies name of this site file, troop.toml
+    /// Also check what the policies name of this site file, troop.toml; for aws [default: /etc/troop/troop.toml]
     #[arg(long, value_name = "FILE")]
     site: Option<PathBuf>,
     #[command(flatten)]
@@ -130,12 +136,18 @@ fn check_site(args: &CheckArgs) -> Result<Code, CliError> {
 
 fn check(cx: &Context, args: &CheckArgs) -> Result<Code, CliError> {
     let mut files = policy_files::read(&args.path)?;
-    let inventories = match args.against {
-        Some(Against::Local) => Some(context::block_on(ask(&cx.state()?))?),
-        None => None,
+    let path = match args.against {
+        Some(Against::Aws) if !cfg!(feature = "aws") => return Err(context::no_aws()),
+        Some(Against::Aws) => Some(args.site.as_deref().unwrap_or(Path::new(aws::SITE_FILE))),
+        Some(Against::Local) | None => args.site.as_deref(),
     };
-    if let Some(path) = &args.site {
-        let site = site::read(Some(path))?.site;
+    let site = path.map(|path| site::read(Some(path)).map(|read| (path, read.site))).transpose()?;
+    let inventories = match (args.against, &site) {
+        (Some(Against::Local), _) => Some(context::block_on(ask(&cx.state()?))?),
+        (Some(Against::Aws), Some((path, site))) => Some(ask_aws(path, site)?),
+        (Some(Against::Aws) | None, _) => None,
+    };
+    if let Some((_, site)) = &site {
         for file in &mut files {
             file.warnings.extend(file::unknown_channels(&file.name, &file.text, &site.channels));
         }
@@ -203,6 +215,25 @@ async fn ask(state: &StateDir) -> Result<Vec<Inventory>, CliError> {
     Ok(inventories)
 }
 
+/// Every region of every account of the site. All of them, or none: what cannot be seen is not "matches nothing".
+#[cfg(feature = "aws")]
+fn ask_aws(path: &Path, site: &Site) -> Result<Vec<Inventory>, CliError> {
+    aws::has_accounts(path, site)?;
+    context::block_on(async {
+        let clouds = crate::accounts::clouds(site).await;
+        let clouds = clouds.map_err(|why| CliError::new(Code::Unavailable, why))?;
+        let places = clouds.iter().flat_map(|cloud| cloud.regions().iter().map(move |region| (cloud, region)));
+        let asked = places.map(|(cloud, region)| cloud.inventory(region));
+        let all: Result<Vec<_>, CloudError> = futures::future::join_all(asked).await.into_iter().collect();
+        all.map_err(|e| CliError::of(Code::Unavailable, &e).hint("`troop aws doctor` says what is missing"))
+    })
+}
+
+#[cfg(not(feature = "aws"))]
+fn ask_aws(_path: &Path, _site: &Site) -> Result<Vec<Inventory>, CliError> {
+    Err(context::no_aws())
+}
+
 fn rows(files: &[PolicyFile], inventories: Option<&[Inventory]>) -> Vec<AppRow> {
     let policies = files.iter().filter_map(|f| f.result.as_ref().ok().map(|(policy, _)| (f, policy)));
     let apps = policies.flat_map(|(f, policy)| policy.apps.values().map(move |app| (f, policy, app)));
@@ -264,7 +295,7 @@ fn row(file: &PolicyFile, policy: &Policy, app: &AppPolicy, inventories: Option<
 
 /// How many groups and instances an app's policy matches, and what of it is not as its author may think.
 fn matches(policy: &Policy, app: &AppPolicy, inventories: &[Inventory]) -> (usize, usize, Vec<String>) {
-    let mut warnings = std::collections::BTreeSet::new();
+    let mut warnings = BTreeSet::new();
     let (mut groups, mut instances, mut others) = (0, 0, 0);
     for inventory in inventories {
         for group in inventory.groups.values().filter(|g| g.name.app() == &app.app) {
@@ -277,35 +308,47 @@ fn matches(policy: &Policy, app: &AppPolicy, inventories: &[Inventory]) -> (usiz
             }
             groups += 1;
             instances += group.members.len();
-            if let Some(why) = app.exempt(&inventory.account, &inventory.region, group.cluster()) {
-                if app.refused.is_none() {
-                    warnings.insert(format!("{}: {why}", group.cluster()));
-                }
-                continue;
-            }
-            let running = u32::try_from(group.members.len()).unwrap_or(u32::MAX);
-            if group.in_rotation && running <= app.min_serving {
-                let floor = app.min_serving;
-                warnings.insert(format!(
-                    "{}: {running} instances and min_serving {floor}: always at its floor, never hurt",
-                    group.name
-                ));
+            match app.exempt(&inventory.account, &inventory.region, group.cluster()) {
+                Some(_) if app.refused.is_some() => {}
+                Some(why) => drop(warnings.insert(format!("{}: {why}", group.cluster()))),
+                None => warnings.extend(left_alone(app, group)),
             }
         }
-        for exception in &app.exceptions {
-            let hit = inventory
-                .clusters()
-                .into_iter()
-                .any(|c| c.app() == &app.app && exception.matches(&inventory.account, &inventory.region, c));
-            if !hit {
-                warnings.insert(format!("exception at {} matches nothing", exception.place));
-            }
+    }
+    for exception in &app.exceptions {
+        let hits = |inventory: &Inventory| {
+            let mut clusters = inventory.clusters().into_iter();
+            clusters.any(|c| c.app() == &app.app && exception.matches(&inventory.account, &inventory.region, c))
+        };
+        if !inventories.iter().any(hits) {
+            warnings.insert(format!("exception at {} matches nothing", exception.place));
         }
     }
     if groups == 0 && others == 0 {
         warnings.insert("matches nothing: no group of this app runs".to_owned());
     }
     (groups, instances, warnings.into_iter().collect())
+}
+
+/// Why nothing of a group that the policy names would be hurt, as it is now.
+fn left_alone(app: &AppPolicy, group: &Group) -> Vec<String> {
+    let name = &group.name;
+    let mut why = Vec::new();
+    let running = u32::try_from(group.members.len()).unwrap_or(u32::MAX);
+    if group.in_rotation && running <= app.min_serving {
+        let floor = app.min_serving;
+        why.push(format!("{name}: {running} instances and min_serving {floor}: always at its floor, never hurt"));
+    }
+    why.extend(group.hold.iter().map(|hold| format!("{name}: {hold}")));
+    let of_members = |so: fn(&Instance) -> bool| group.members.values().filter(|member| so(member)).count();
+    let (spared, protected) = (of_members(|member| member.spare), of_members(|member| member.protected));
+    if spared > 0 {
+        why.push(format!("{name}: {spared} of {running} spared by the tag {TAG_SPARE}"));
+    }
+    if protected > 0 {
+        why.push(format!("{name}: {protected} of {running} protected by the cloud"));
+    }
+    why
 }
 
 #[cfg(test)]
