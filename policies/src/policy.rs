@@ -399,6 +399,16 @@ pub struct Aws {
     /// By region, a PEM file with the certificates by which EC2 signs instance identity documents. Agents of a region that is not here cannot
     /// prove which instance they are on.
     pub identity_certs: BTreeMap<RegionName, PathBuf>,
+    /// The tags by which groups are known whose own names say nothing.
+    pub name_tags: Option<NameTags>,
+}
+
+/// The keys of the tags of a group that hold the parts of its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NameTags {
+    pub app: String,
+    pub stack: Option<String>,
+    pub detail: Option<String>,
 }
 
 /// What a region of an account has to be told.

@@ -6,6 +6,7 @@ mod commands;
 #[path = "../../cloud/tests/aws/moto.rs"]
 #[expect(dead_code, reason = "shared with the tests of the library, which need more of it")]
 mod moto;
+mod tags;
 #[path = "../../cloud/tests/aws/user.rs"]
 mod user;
 
@@ -92,6 +93,7 @@ fn config(endpoint: &str, brought: &Brought, credentials: Credentials) -> AwsCon
         role_arn: None,
         regions: BTreeMap::from([(region(), brought.settings.clone())]),
         credentials,
+        name_tags: None,
         endpoint_url: Some(endpoint.to_owned()),
         patience: Patience { snapshot_reused_for: Duration::ZERO, ..Patience::with_a_stand_in() },
         seed: 1,

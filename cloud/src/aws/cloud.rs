@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use aws_sdk_autoscaling::types::AutoScalingGroup;
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 use troop_policies::intent::{Intent, Outcome};
@@ -15,10 +16,11 @@ use troop_policies::step::Step;
 use troop_policies::{AccountName, ClusterName, GroupName, RegionName};
 
 use super::calls::{Call, PlannedCall};
-use super::config::{AwsConfig, Clock, RegionConfig};
+use super::config::{AwsConfig, Clock, NameTags, RegionConfig};
 use super::fault::{Fault, Kind};
 use super::gatekeeper::{self, ACT_MAX, Gatekeeper};
 use super::inventory::{self, Memory, Snapshot};
+use super::names::{RealName, known_as};
 use super::wire::Wire;
 use super::{acts, claim, images, traffic};
 use crate::{Claim, Claimant, Cloud, CloudError, Image, Traffic};
@@ -40,6 +42,7 @@ pub(crate) struct Place {
     pub(crate) account: AccountName,
     pub(crate) config: RegionConfig,
     pub(crate) wire: Wire,
+    name_tags: Option<NameTags>,
     pub(crate) memory: Memory,
     clock: Redacted,
     /// The last picture that was read whole, and when. One read at a time: who comes meanwhile waits for it.
@@ -83,7 +86,8 @@ impl Place {
     async fn read_into(&self, last: &mut Option<(Arc<Snapshot>, Instant)>) -> Result<Arc<Snapshot>, Fault> {
         // The picture is as old as its oldest part.
         let (began, now) = (Instant::now(), self.now());
-        let read = inventory::read(&self.wire, &self.account, &self.config, &self.memory, now).await;
+        let read =
+            inventory::read(&self.wire, &self.account, &self.config, self.name_tags.as_ref(), &self.memory, now).await;
         let snapshot = read.map_err(|mut fault| {
             if let Some((old, _)) = &*last {
                 let age_s = now.duration_since(old.inventory.read_at).as_secs();
@@ -94,6 +98,22 @@ impl Place {
         let snapshot = Arc::new(snapshot);
         *last = Some((snapshot.clone(), began));
         Ok(snapshot)
+    }
+
+    /// The name that AWS has for a group, by the last read; without one, after a look.
+    pub(crate) async fn real(&self, name: &GroupName) -> Result<RealName, Fault> {
+        let names = match (&self.name_tags, self.memory.names()) {
+            (None, _) => return Ok(RealName::same(name)),
+            (Some(_), Some(names)) => names,
+            (Some(_), None) => self.look().await?.names.clone(),
+        };
+        let call = Call::DescribeAutoScalingGroups;
+        names.real(name).map_err(|message| Fault { call, kind: Kind::Refused, code: None, message })
+    }
+
+    /// Whether a group that was read just now is still the one that is known by a name: tags may change at any time.
+    pub(crate) fn is_known_as(&self, group: &AutoScalingGroup, name: &GroupName) -> bool {
+        known_as(group, self.name_tags.as_ref()).as_ref() == Ok(name)
     }
 
     /// What was changed is to be seen by the next look.
@@ -112,6 +132,7 @@ impl AwsCloud {
                 account: config.account.clone(),
                 config: region.clone(),
                 wire: Wire::new(&config, name, gatekeeper.clone()).await,
+                name_tags: config.name_tags.clone(),
                 memory: Memory::default(),
                 clock: Redacted(config.clock.clone()),
                 last: tokio::sync::Mutex::default(),
@@ -164,6 +185,12 @@ impl AwsCloud {
     pub async fn groups_skipped(&self, region: &RegionName) -> Option<usize> {
         let last = self.places.get(region)?.last.lock().await;
         last.as_ref().map(|(snapshot, _)| snapshot.skipped)
+    }
+
+    /// What people should know of groups of a region that are not known though they could be, by the last whole picture.
+    pub async fn groups_in_doubt(&self, region: &RegionName) -> Vec<String> {
+        let Some(place) = self.places.get(region) else { return Vec::new() };
+        place.last.lock().await.as_ref().map(|(snapshot, _)| snapshot.names.notes.clone()).unwrap_or_default()
     }
 
     pub(crate) fn place(&self, region: &RegionName) -> Result<&Place, CloudError> {
@@ -226,7 +253,7 @@ impl Cloud for AwsCloud {
         let until = place.now().saturating_add(ACT_MAX);
         let until = until.map_err(|e| CloudError::Refused { account: place.account.clone(), why: e.to_string() })?;
         let group = intent.step.group();
-        let marking = acts::write_tag(&place.wire, group, TAG_MARK, mark);
+        let marking = acts::write_tag(place, group, TAG_MARK, mark);
         let marked = gatekeeper::within(until, marking).await;
         place.forget().await;
         match marked {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-pub use troop_policies::policy::{FirstGroup, RegionSettings as RegionConfig};
+pub use troop_policies::policy::{FirstGroup, NameTags, RegionSettings as RegionConfig};
 use troop_policies::{AccountName, RegionName};
 
 /// Reads the wall clock. Handed in, since nothing here reads it.
@@ -81,6 +81,8 @@ pub struct AwsConfig {
     pub role_arn: Option<String>,
     pub regions: BTreeMap<RegionName, RegionConfig>,
     pub credentials: Credentials,
+    /// The tags by which groups are known whose own names say nothing.
+    pub name_tags: Option<NameTags>,
     /// Where to send every request instead of AWS: a test's server.
     pub endpoint_url: Option<String>,
     pub patience: Patience,

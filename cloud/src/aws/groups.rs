@@ -11,6 +11,7 @@ use troop_policies::{GroupName, ImageId, InstanceId, ZoneName};
 
 use super::balancing::Balancing;
 use super::images::Known;
+use super::names::RealName;
 use super::{raw, tags};
 
 /// Processes without which what is lost is not replaced, or replaced all at once later. (While `AddToLoadBalancer` is
@@ -44,7 +45,8 @@ pub(crate) fn show(name: &GroupName, group: &AutoScalingGroup, context: &Context
         Some(oldest.image.clone())
     };
     let tagged = || ImageId::new(tag(group, tags::IMAGE)?).ok();
-    let of_template = || context.templates.get(name.as_str()).cloned();
+    let real = RealName::of(group);
+    let of_template = || context.templates.get(real.as_str()).cloned();
     let image = tagged().or_else(of_members).or_else(of_template);
     let image = image.map_or_else(|| ImageId::new("unknown").map_err(|e| e.to_string()), Ok)?;
     let about = context.images.about(&image).unwrap_or_default();
@@ -60,7 +62,7 @@ pub(crate) fn show(name: &GroupName, group: &AutoScalingGroup, context: &Context
         has_targets,
         in_rotation: group.target_group_arns().iter().any(|arn| context.in_rotation.contains(arn.as_str())),
         registry_required: about.registry_required,
-        last_failed_launch: context.failed_launches.get(name.as_str()).copied(),
+        last_failed_launch: context.failed_launches.get(real.as_str()).copied(),
         hold: hold(group),
         image,
         members,

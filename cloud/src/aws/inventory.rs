@@ -5,18 +5,20 @@
 //! costs a call a target group. A read that fails in any part fails as a whole.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use aws_sdk_autoscaling::types::{Activity, AutoScalingGroup, ScalingActivityStatusCode};
 use aws_sdk_ec2::types::{Filter, Instance as Ec2Instance};
 use jiff::{SignedDuration, Timestamp};
 use troop_policies::inventory::{Inventory, TAG_TEAM};
-use troop_policies::{AccountName, ClusterName, GroupName, ImageId, ZoneName};
+use troop_policies::{AccountName, ClusterName, GroupName, ImageId, RegionName, ZoneName};
 
 use super::balancing::{self, Balancing};
 use super::calls::Call;
-use super::config::RegionConfig;
+use super::config::{NameTags, RegionConfig};
 use super::fault::{Fault, Kind};
 use super::images::Known;
+use super::names::Names;
 use super::wire::Wire;
 use super::{groups, raw};
 
@@ -38,6 +40,8 @@ pub(crate) struct Snapshot {
     pub(crate) balancing: Balancing,
     /// Groups whose names are no names of ours.
     pub(crate) skipped: usize,
+    /// Which group of AWS's is meant by a name.
+    pub(crate) names: Arc<Names>,
 }
 
 /// What is known of a region and does not change.
@@ -47,6 +51,25 @@ pub(crate) struct Memory {
     zones: tokio::sync::OnceCell<BTreeSet<ZoneName>>,
     /// Instances that were found to be protected from termination, which only a call an instance tells.
     pub(crate) protected: std::sync::Mutex<BTreeSet<String>>,
+    /// The names of the last read.
+    names: std::sync::Mutex<Option<Arc<Names>>>,
+}
+
+impl Memory {
+    /// The names of the last read, if there was one.
+    pub(crate) fn names(&self) -> Option<Arc<Names>> {
+        self.names.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// Keeps the names that were read, and says what is new to people.
+    fn keep(&self, names: Arc<Names>, region: &RegionName) {
+        let mut last = self.names.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let told = last.as_ref().map(|last| last.notes.as_slice()).unwrap_or_default();
+        for note in names.notes.iter().filter(|note| !told.contains(note)) {
+            tracing::warn!(%region, note, "a group is not known");
+        }
+        *last = Some(names);
+    }
 }
 
 /// Reads everything of a region.
@@ -57,6 +80,7 @@ pub(crate) async fn read(
     wire: &Wire,
     account: &AccountName,
     config: &RegionConfig,
+    name_tags: Option<&NameTags>,
     memory: &Memory,
     now: Timestamp,
 ) -> Result<Snapshot, Fault> {
@@ -67,8 +91,9 @@ pub(crate) async fn read(
         zones(wire, config, memory)
     )?;
     let total = all.len();
-    let named = |group: AutoScalingGroup| Some((GroupName::new(group.auto_scaling_group_name()?).ok()?, group));
-    let groups: BTreeMap<GroupName, AutoScalingGroup> = all.into_values().filter_map(named).collect();
+    let (groups, names) = Names::sort(all.into_values(), name_tags);
+    let names = Arc::new(names);
+    memory.keep(names.clone(), &wire.region);
     let skipped = total - groups.len();
 
     let in_play = in_play(&groups);
@@ -100,13 +125,15 @@ pub(crate) async fn read(
             code: None,
             message: format!("`{name}`: {why}"),
         };
-        shown.insert(name.clone(), groups::show(name, group, &context).map_err(odd)?);
+        let mut group = groups::show(name, group, &context).map_err(odd)?;
+        group.hold = group.hold.or_else(|| names.doubt(name.cluster()));
+        shown.insert(name.clone(), group);
     }
     // Without them no first group is made, and every other one is made in the zones of its cluster's.
     let zones = zones.unwrap_or_else(|| shown.values().flat_map(|group| group.zones.iter().cloned()).collect());
     let inventory =
         Inventory { account: account.clone(), region: wire.region.clone(), zones, read_at: now, groups: shown };
-    Ok(Snapshot { inventory, groups, balancing, skipped })
+    Ok(Snapshot { inventory, groups, balancing, skipped, names })
 }
 
 fn in_play(groups: &BTreeMap<GroupName, AutoScalingGroup>) -> BTreeSet<ClusterName> {

@@ -34,6 +34,8 @@ mod journal;
 #[cfg(feature = "aws")]
 mod limiter;
 #[cfg(feature = "aws")]
+mod names;
+#[cfg(feature = "aws")]
 pub mod operator;
 #[cfg(feature = "aws")]
 mod raw;
@@ -51,6 +53,6 @@ pub use self::cloud::AwsCloud;
 #[cfg(feature = "aws")]
 use self::cloud::Place;
 #[cfg(feature = "aws")]
-pub use self::config::{AwsConfig, Clock, Credentials, FirstGroup, Patience, RegionConfig};
+pub use self::config::{AwsConfig, Clock, Credentials, FirstGroup, NameTags, Patience, RegionConfig};
 #[cfg(feature = "aws")]
 pub use self::fault::{Fault, Kind};

@@ -9,9 +9,10 @@ use std::time::Duration;
 use aws_config::retry::RetryConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials as Keys;
+use aws_sdk_autoscaling::types::{LaunchTemplateSpecification, Tag as GroupTag};
 use aws_sdk_ec2::types::{InstanceType, RequestLaunchTemplateData, Tag};
 use aws_sdk_elasticloadbalancingv2::types::{
-    Action, ActionTypeEnum, FixedResponseActionConfig, PathPatternConditionConfig, ProtocolEnum, RuleCondition,
+    Action, ActionTypeEnum, FixedResponseActionConfig, PathPatternConditionConfig, ProtocolEnum, Rule, RuleCondition,
     Tag as RuleTag, TargetDescription,
 };
 use aws_smithy_http_client::{Builder, tls};
@@ -22,6 +23,9 @@ use super::tags;
 
 /// How often new members are looked for that no target group has.
 const REGISTER_EVERY: Duration = Duration::from_millis(200);
+
+/// The name of the launch template.
+const TEMPLATE: &str = "base";
 
 /// Why nothing was brought.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +51,17 @@ pub struct Brought {
     pub images: Vec<ImageId>,
     /// The ARN of the listener whose rules lead to clusters.
     pub listener: String,
+}
+
+/// A group that is none of Troop's making.
+#[derive(Debug, Clone, Copy)]
+pub struct OtherGroup<'a> {
+    pub name: &'a str,
+    pub size: i32,
+    pub tags: &'a [(&'a str, &'a str)],
+    pub subnets: &'a [String],
+    /// ARNs.
+    pub target_groups: &'a [String],
 }
 
 impl Operator {
@@ -119,7 +134,7 @@ impl Operator {
     async fn template(&self, image: &str) -> Result<String, OperatorError> {
         const WHAT: &str = "make a launch template";
         let data = RequestLaunchTemplateData::builder().image_id(image).instance_type(InstanceType::T3Micro).build();
-        let made = self.ec2.create_launch_template().launch_template_name("base").launch_template_data(data);
+        let made = self.ec2.create_launch_template().launch_template_name(TEMPLATE).launch_template_data(data);
         let made = made.send().await.map_err(|e| failed(WHAT, &e))?;
         let id = made.launch_template().and_then(|template| template.launch_template_id());
         id.map(str::to_owned).ok_or_else(|| odd(WHAT, "it has no id"))
@@ -150,6 +165,53 @@ impl Operator {
         let rule = self.balancing.create_rule().listener_arn(listener).conditions(condition).tags(tag);
         let made = rule.priority(priority).actions(nobody()).send().await;
         made.map(drop).map_err(|e| failed("make a route", &e))
+    }
+
+    /// Makes a target group to which the route of a cluster, of those of a listener, sends all its traffic.
+    ///
+    /// # Errors
+    /// [`OperatorError::Call`].
+    pub async fn serve(&self, listener: &str, cluster: &ClusterName) -> Result<String, OperatorError> {
+        const WHAT: &str = "lead a route to a target group";
+        let vpcs = self.ec2.describe_vpcs().send().await.map_err(|e| failed("find the VPC", &e))?;
+        let vpc =
+            vpcs.vpcs().first().and_then(|vpc| vpc.vpc_id()).ok_or_else(|| odd("find the VPC", "there is none"))?;
+        let made = self.balancing.create_target_group().name("legacy").protocol(ProtocolEnum::Http).port(7001);
+        let made = made.vpc_id(vpc).send().await.map_err(|e| failed(WHAT, &e))?;
+        let arn = made.target_groups().first().and_then(|group| group.target_group_arn());
+        let arn = arn.ok_or_else(|| odd(WHAT, "it has no ARN"))?;
+        let rules = self.balancing.describe_rules().listener_arn(listener).send().await;
+        let rules = rules.map_err(|e| failed(WHAT, &e))?;
+        let path = format!("/{cluster}/*");
+        let leads = |rule: &&Rule| {
+            let paths = rule.conditions().iter().filter_map(|condition| condition.path_pattern_config());
+            paths.flat_map(|config| config.values()).any(|value| *value == path)
+        };
+        let rule = rules.rules().iter().find(leads).and_then(|rule| rule.rule_arn());
+        let rule = rule.ok_or_else(|| odd(WHAT, "the cluster has no route"))?;
+        let forward = Action::builder().r#type(ActionTypeEnum::Forward).target_group_arn(arn).build();
+        let led = self.balancing.modify_rule().rule_arn(rule).actions(forward).send().await;
+        led.map_err(|e| failed(WHAT, &e))?;
+        Ok(arn.to_owned())
+    }
+
+    /// Makes a group as other tools do, of any name, from the launch template that was brought.
+    ///
+    /// # Errors
+    /// [`OperatorError::Call`].
+    pub async fn group(&self, group: &OtherGroup<'_>) -> Result<(), OperatorError> {
+        let tag = |(key, value): &(&str, &str)| {
+            let tag = GroupTag::builder().resource_id(group.name).resource_type("auto-scaling-group");
+            tag.key(*key).value(*value).propagate_at_launch(true).build()
+        };
+        let template =
+            LaunchTemplateSpecification::builder().launch_template_name(TEMPLATE).version("$Default").build();
+        let made = self.scaling.create_auto_scaling_group().auto_scaling_group_name(group.name);
+        let made = made.min_size(group.size).max_size(group.size).desired_capacity(group.size);
+        let made = made.launch_template(template).vpc_zone_identifier(group.subnets.join(","));
+        let made = made.set_target_group_arns(Some(group.target_groups.to_vec()));
+        let made = made.set_tags(Some(group.tags.iter().map(tag).collect())).send().await;
+        made.map(drop).map_err(|e| failed("make a group", &e))
     }
 
     /// Registers whoever replaced a member, as AWS does by itself, until the server is gone.

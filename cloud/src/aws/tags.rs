@@ -2,7 +2,9 @@
 
 use sha2::{Digest as _, Sha256};
 use troop_policies::inventory::TAG_MARK;
-use troop_policies::{AccountName, GroupName, RegionName};
+use troop_policies::{AccountName, RegionName};
+
+use super::names::RealName;
 
 /// On a group that takes no new connections: when it was disabled and for how long it drains, `RFC3339 SECONDS`.
 pub(crate) const DISABLED: &str = "troop:disabled";
@@ -33,7 +35,7 @@ pub(crate) const OWN: [&str; 6] = [TAG_MARK, DISABLED, DESTROYING, SUSPENDED, IM
 
 /// The name of a group's own target group: at most 32 letters, digits and hyphens are allowed, so it is a digest, and the
 /// group's name is in a tag.
-pub(crate) fn target_group_name(account: &AccountName, region: &RegionName, group: &GroupName) -> String {
+pub(crate) fn target_group_name(account: &AccountName, region: &RegionName, group: &RealName) -> String {
     format!("troop-{}", &digest(&format!("{account}/{region}/{group}"))[..16])
 }
 

@@ -8,6 +8,7 @@ mod contract;
 mod faults;
 mod inventory;
 mod moto;
+mod names;
 mod permissions;
 mod planned;
 mod proxy;

@@ -13,7 +13,7 @@ use crate::proxy::Seen;
 use crate::stage::{Stage, region};
 
 /// Asks for the calls of a step, performs and marks it, and compares.
-async fn performs_as_planned(stage: &Stage, step: Step) -> Intent {
+pub(crate) async fn performs_as_planned(stage: &Stage, step: Step) -> Intent {
     let planned = stage.cloud.calls_for(&region(), &step).await.unwrap();
     let listed: Vec<String> = planned.iter().map(ToString::to_string).collect();
     stage.proxy.forget_audit();

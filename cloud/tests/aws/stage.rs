@@ -84,6 +84,7 @@ impl Stage {
             role_arn: None,
             regions: BTreeMap::from([(region(), settings)]),
             credentials: keys(),
+            name_tags: None,
             endpoint_url: Some(proxy.url.clone()),
             patience: impatient(attempt, snapshot_reused_for),
             seed: 1,

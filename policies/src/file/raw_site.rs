@@ -90,6 +90,23 @@ pub(crate) struct RawAws {
     #[serde(default)]
     #[schemars(extend("maxProperties" = 100))]
     pub identity_certs: BTreeMap<Sp<String>, Sp<String>>,
+    /// The tags of a group that say by which name it is known, where its own name is no `app-stack-detail-v000`.
+    pub name_tags: Option<Sp<RawNameTags>>,
+}
+
+/// The keys of the tags that make up a group's name.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawNameTags {
+    /// The tag that holds the application's name; a group without it is known by its own name, as ever.
+    #[schemars(required, length(min = 1, max = 128))]
+    pub app: Option<Sp<String>>,
+    /// The tag that holds the stack.
+    #[schemars(length(min = 1, max = 128))]
+    pub stack: Option<Sp<String>>,
+    /// The tag that holds the detail.
+    #[schemars(length(min = 1, max = 128))]
+    pub detail: Option<Sp<String>>,
 }
 
 /// One account of a cloud.

@@ -10,12 +10,15 @@ use toml::de::DeTable;
 use super::app::hold_while;
 use super::diagnostic::{Findings, shown};
 use super::policy::{bounded, named};
-use super::raw_site::{RawAccount, RawAgents, RawAws, RawChannel, RawChannelKind, RawFirst, RawRegion, RawSite};
+use super::raw_site::{
+    RawAccount, RawAgents, RawAws, RawChannel, RawChannelKind, RawFirst, RawNameTags, RawRegion, RawSite,
+};
 use super::scalar::{DurationText, Sp};
 use crate::hold::Address;
 use crate::ids::{AccountName, BadId, RegionName, TeamName};
 use crate::policy::{
-    Account, AgentsListener, Aws, Channel, ChannelKind, EMBEDDED_LEASE, FirstGroup, RegionSettings, Site, SiteCaps,
+    Account, AgentsListener, Aws, Channel, ChannelKind, EMBEDDED_LEASE, FirstGroup, NameTags, RegionSettings, Site,
+    SiteCaps,
 };
 
 /// Eureka's own lease.
@@ -63,6 +66,7 @@ pub(crate) fn site(raw: &RawSite, written: &DeTable<'_>, out: &mut Findings<'_>)
         alertmanager.and_then(|text| address(text, "alertmanager = \"https://alerts.example.com\"", out));
     let agents = raw.agents.as_ref().and_then(|a| agents(a.get(), out));
     let identity_certs = raw.aws.as_ref().map(|aws| identity_certs(aws.get(), out)).unwrap_or_default();
+    let name_tags = raw.aws.as_ref().and_then(|aws| aws.get().name_tags.as_ref()).and_then(|t| name_tags(t.get(), out));
     let channels = channels(raw, out);
     let path = |text: &Option<Sp<String>>| text.as_ref().map(|t| PathBuf::from(t.get()));
     Some(Site {
@@ -81,7 +85,7 @@ pub(crate) fn site(raw: &RawSite, written: &DeTable<'_>, out: &mut Findings<'_>)
         registry_lease: lease?,
         registry_url,
         accounts,
-        aws: Aws { endpoint, identity_certs },
+        aws: Aws { endpoint, identity_certs, name_tags },
         ledger: raw.ledger.as_ref().and_then(|l| path(&l.get().file)),
         balancer,
         agents,
@@ -225,6 +229,20 @@ fn identity_certs(raw: &RawAws, out: &mut Findings<'_>) -> BTreeMap<RegionName, 
         }
     }
     files
+}
+
+/// A missing key is told by the schema.
+fn name_tags(raw: &RawNameTags, out: &mut Findings<'_>) -> Option<NameTags> {
+    let all = [&raw.app, &raw.stack, &raw.detail];
+    let keys: Vec<&Sp<String>> = all.into_iter().flatten().collect();
+    for (at, key) in keys.iter().enumerate() {
+        if keys[..at].iter().any(|other| other.get() == key.get()) {
+            let hint = "each part of the name has a tag of its own; leave out the part that has none".to_owned();
+            out.error(key.span(), format!("the tag `{}` stands twice", shown(key.get())), Some(hint));
+        }
+    }
+    let text = |key: &Option<Sp<String>>| key.as_ref().map(|key| key.get().clone());
+    Some(NameTags { app: text(&raw.app)?, stack: text(&raw.stack), detail: text(&raw.detail) })
 }
 
 fn channels(raw: &RawSite, out: &mut Findings<'_>) -> BTreeMap<String, Channel> {

@@ -6,7 +6,7 @@ mod limits;
 
 use super::*;
 use crate::names::AppName;
-use crate::policy::{ChannelKind, DnsFault, Grouping, KillStyle, NoNotice, RegionSettings};
+use crate::policy::{ChannelKind, DnsFault, Grouping, KillStyle, NameTags, NoNotice, RegionSettings};
 
 const SHOP: &str = include_str!("../../examples/shop.toml");
 const SITE: &str = r#"site = "acme"
@@ -22,6 +22,7 @@ lease = "90s"
 url = "http://eureka.internal:8761"
 [aws]
 endpoint = "http://127.0.0.1:5000"
+name_tags = { app = "app", stack = "env", detail = "role" }
 [[accounts]]
 name = "prod"
 role = "arn:aws:iam::123456789012:role/troop-read"
@@ -507,6 +508,9 @@ fn reads_every_key_of_the_site_file() {
     assert_eq!((agents.address.port(), agents.key_file.as_path()), (7443, std::path::Path::new("agents.key")));
     let certificates: Vec<_> = site.aws.identity_certs.iter().map(|(r, f)| (r.as_str(), f.to_str().unwrap())).collect();
     assert_eq!(certificates, [("us-east-1", "us-east-1.pem")]);
+    let some = |key: &str| Some(key.to_owned());
+    let tags = NameTags { app: "app".to_owned(), stack: some("env"), detail: some("role") };
+    assert_eq!(site.aws.name_tags, Some(tags));
     assert_eq!(site.alertmanager.as_deref(), Some("https://alerts.example.com"));
     assert_eq!(site.signals_ca_file.as_deref(), Some(std::path::Path::new("ca.pem")));
     assert_eq!(site.channels["slack"].kind, ChannelKind::Slack);
@@ -557,6 +561,10 @@ fn a_site_file_with_mistakes_is_refused() {
         ("secret_file = \"desk.secret\"\n", ""),
         ("url_file = \"slack.url\"", "url_file = \"slack.url\"\nsecret_file = \"x\""),
         ("us-east-1 = ", "\"us east\" = "),
+        ("app = \"app\", ", ""),
+        ("stack = \"env\"", "stack = \"app\""),
+        ("detail = \"role\"", "detail = \"\""),
+        ("detail = \"role\"", "role = \"role\""),
     ];
     let mut told = String::new();
     for (old, new) in rows {

@@ -71,6 +71,8 @@ impl Examined<'_> {
             }
             Err(e) => self.finding("inventory", Verdict::Missing, chain(e)),
         });
+        let doubts = self.cloud.groups_in_doubt(region).await;
+        findings.extend(doubts.into_iter().map(|doubt| self.finding("names", Verdict::Note, doubt)));
         findings.push(match self.cloud.groups_of_quota(region).await {
             Ok((have, most)) if have < most => self.finding("quota", Verdict::Ok, format!("{have} of {most} groups")),
             Ok((have, most)) => {

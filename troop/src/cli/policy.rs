@@ -220,10 +220,16 @@ async fn ask(state: &StateDir) -> Result<Vec<Inventory>, CliError> {
 fn ask_aws(path: &Path, site: &Site) -> Result<Vec<Inventory>, CliError> {
     aws::has_accounts(path, site)?;
     context::block_on(async {
-        let clouds = crate::accounts::clouds(site).await;
+        let clouds = crate::accounts::aws_clouds(site).await;
         let clouds = clouds.map_err(|why| CliError::new(Code::Unavailable, why))?;
         let places = clouds.iter().flat_map(|cloud| cloud.regions().iter().map(move |region| (cloud, region)));
-        let asked = places.map(|(cloud, region)| cloud.inventory(region));
+        let asked = places.map(|(cloud, region)| async move {
+            let inventory = cloud.inventory(region).await?;
+            for note in cloud.groups_in_doubt(region).await {
+                ui::note(&format!("{}/{region}: {note}", cloud.account()));
+            }
+            Ok(inventory)
+        });
         let all: Result<Vec<_>, CloudError> = futures::future::join_all(asked).await.into_iter().collect();
         all.map_err(|e| CliError::of(Code::Unavailable, &e).hint("`troop aws doctor` says what is missing"))
     })

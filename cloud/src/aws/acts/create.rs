@@ -22,6 +22,7 @@ use crate::aws::config::FirstGroup;
 use crate::aws::fault::{Fault, Kind};
 use crate::aws::images::{self, template_of};
 use crate::aws::inventory::Snapshot;
+use crate::aws::names::RealName;
 use crate::aws::wire::{Again, Wire};
 use crate::aws::{groups, raw, tags};
 
@@ -52,6 +53,9 @@ pub(super) async fn create(place: &Place, intent: &Intent, new: &NewGroup) -> En
     if snapshot.groups.contains_key(name) {
         return no(format!("there is a group `{name}` already"));
     }
+    if let Some(why) = snapshot.names.doubt(name.cluster()) {
+        return no(format!("it is not known what `{}` has: {why}", name.cluster()));
+    }
     if image.is_none() {
         return no(format!("there is no image `{}` in `{}`", new.image, wire.region));
     }
@@ -81,7 +85,7 @@ pub(super) async fn create(place: &Place, intent: &Intent, new: &NewGroup) -> En
     let is_ours = |found: Option<&AutoScalingGroup>| {
         found.is_some_and(|found| groups::tag(found, tags::INTENT) == Some(intent.id.as_str()))
     };
-    let seen = wait_until(wire, name, is_ours).await.map_err(|fault| Stop::half_way("the group was made", fault))?;
+    let seen = wait_until(place, name, is_ours).await.map_err(|fault| Stop::half_way("the group was made", fault))?;
     if seen {
         Ok(format!("`{name}` is created"))
     } else {
@@ -186,7 +190,7 @@ async fn make(
     route: Option<Route>,
     made: &mut Made,
 ) -> Result<(), Fault> {
-    let wire = &place.wire;
+    let (wire, real) = (&place.wire, RealName::same(&new.name));
     if let Some(route) = route {
         let arn = target_group(place, intent, new, model, subnets, made).await?;
         let weights = balancing::with_waiting(&balancing::weights(&route.actions), &arn);
@@ -200,7 +204,7 @@ async fn make(
         let request = wire
             .scaling
             .create_auto_scaling_group()
-            .auto_scaling_group_name(new.name.as_str())
+            .auto_scaling_group_name(real.as_str())
             .min_size(0)
             .max_size(0)
             .desired_capacity(0)
@@ -242,10 +246,11 @@ async fn make(
 }
 
 fn group_tags(intent: &Intent, new: &NewGroup) -> Vec<Tag> {
+    let real = RealName::same(&new.name);
     let asked = new.tags.iter().filter(|(key, _)| !key.starts_with("aws:") && !tags::OWN.contains(&key.as_str()));
-    let mut all: Vec<Tag> = asked.map(|(key, value)| group_tag(&new.name, key, value, true)).collect();
-    all.push(group_tag(&new.name, tags::IMAGE, new.image.as_str(), false));
-    all.push(group_tag(&new.name, tags::INTENT, intent.id.as_str(), false));
+    let mut all: Vec<Tag> = asked.map(|(key, value)| group_tag(&real, key, value, true)).collect();
+    all.push(group_tag(&real, tags::IMAGE, new.image.as_str(), false));
+    all.push(group_tag(&real, tags::INTENT, intent.id.as_str(), false));
     all
 }
 
@@ -274,7 +279,7 @@ async fn target_group(
             .set_vpc_id(subnets.first().and_then(Subnet::vpc_id).map(str::to_owned))
             .build(),
     };
-    let name = tags::target_group_name(&place.account, &wire.region, &new.name);
+    let name = tags::target_group_name(&place.account, &wire.region, &RealName::same(&new.name));
     let tag = |key: &str, value: &str| BalancingTag::builder().key(key).value(value).build();
     let call = Call::CreateTargetGroup;
     let ask = || {

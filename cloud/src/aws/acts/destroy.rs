@@ -10,6 +10,7 @@ use crate::aws::calls::Call;
 use crate::aws::fault::{Fault, Kind};
 use crate::aws::images::template_of;
 use crate::aws::inventory::Snapshot;
+use crate::aws::names::RealName;
 use crate::aws::wire::{Again, Wire};
 use crate::aws::{groups, tags};
 
@@ -37,10 +38,10 @@ pub(super) async fn destroy(place: &Place, name: &GroupName) -> Ended {
         return no(format!("`{name}` drains until {until}"));
     }
 
-    let wire = &place.wire;
-    write_tag(wire, name, tags::DESTROYING, &place.now().to_string()).await.map_err(Stop::first_change)?;
+    let (wire, real) = (&place.wire, RealName::of(group));
+    write_tag(place, name, tags::DESTROYING, &place.now().to_string()).await.map_err(Stop::first_change)?;
     let ask = || {
-        let request = wire.scaling.delete_auto_scaling_group().auto_scaling_group_name(name.as_str());
+        let request = wire.scaling.delete_auto_scaling_group().auto_scaling_group_name(real.as_str());
         // Its members go with it. Without force, AWS refuses as long as one of them is there.
         request.force_delete(true).send()
     };
@@ -74,7 +75,8 @@ pub(super) fn own_target_group<'a>(
     snapshot: &'a Snapshot,
     name: &GroupName,
 ) -> Option<(&'a str, Vec<&'a Route>)> {
-    let own = tags::target_group_name(&place.account, &place.wire.region, name);
+    let real = RealName::of(snapshot.groups.get(name)?);
+    let own = tags::target_group_name(&place.account, &place.wire.region, &real);
     let all = snapshot.balancing.target_groups.values();
     let mut named = all.filter(|group| group.target_group_name() == Some(own.as_str()));
     let arn = named.find_map(|group| group.target_group_arn())?;

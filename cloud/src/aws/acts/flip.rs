@@ -9,7 +9,6 @@ use crate::aws::balancing::{self, Route};
 use crate::aws::fault::Fault;
 use crate::aws::inventory::Snapshot;
 use crate::aws::tags;
-use crate::aws::wire::Wire;
 
 pub(super) async fn flip(place: &Place, cluster: &ClusterName, to: &GroupName) -> Ended {
     if to.cluster() != cluster {
@@ -37,14 +36,14 @@ pub(super) async fn flip(place: &Place, cluster: &ClusterName, to: &GroupName) -
     let had_it = who_has_it(&snapshot, to);
     // What loses the traffic has to be able to take it back: from before the flip on nothing shrinks it.
     for name in &had_it {
-        if let Err(fault) = settings::pause(wire, name).await {
-            return give_up(wire, &had_it, fault).await;
+        if let Err(fault) = settings::pause(place, name).await {
+            return give_up(place, &had_it, fault).await;
         }
     }
     if !leads_only_to(&now, target) {
         let written = balancing::write(wire, id, balancing::with_weights(&route.actions, &wanted)).await;
         if let Err(fault) = written {
-            return give_up(wire, &had_it, fault).await;
+            return give_up(place, &had_it, fault).await;
         }
         for look in 0..2 {
             if look > 0 {
@@ -59,7 +58,7 @@ pub(super) async fn flip(place: &Place, cluster: &ClusterName, to: &GroupName) -
         }
     }
     // It serves now; what was suspended while it was the way back goes on.
-    let resumed = settings::resume(wire, to).await;
+    let resumed = settings::resume(place, to).await;
     let note = resumed.err().map(|fault| format!(" (what Troop suspended of `{to}` is still so: {fault})"));
     Ok(format!("all traffic of `{cluster}` goes to `{to}`{}", note.unwrap_or_default()))
 }
@@ -78,12 +77,12 @@ pub(super) fn leads_only_to(weights: &[(&str, i32)], target: &str) -> bool {
 }
 
 /// Takes back what came before a change that failed.
-async fn give_up(wire: &Wire, paused: &[&GroupName], fault: Fault) -> Ended {
+async fn give_up(place: &Place, paused: &[&GroupName], fault: Fault) -> Ended {
     if fault.may_have_happened() {
         return Err(Stop::Unknown(fault.to_string()));
     }
     for name in paused {
-        settings::resume(wire, name).await.map_err(|f| Stop::half_way(&format!("AWS said no ({fault})"), f))?;
+        settings::resume(place, name).await.map_err(|f| Stop::half_way(&format!("AWS said no ({fault})"), f))?;
     }
     Err(Stop::Refused(fault.to_string()))
 }

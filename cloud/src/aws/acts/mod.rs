@@ -21,6 +21,7 @@ use super::fault::{Fault, Kind};
 use super::gatekeeper::{ACT_MAX, within};
 use super::inventory::Snapshot;
 use super::journal::{self, Entered, First, IN_FLIGHT_MAX};
+use super::names::RealName;
 use super::wire::{Again, Wire};
 use super::{Place, groups, tags};
 
@@ -232,24 +233,26 @@ fn another_serves(snapshot: &Snapshot, name: &GroupName) -> bool {
         .any(|group| group.members.values().any(|member| member.lifecycle == InService))
 }
 
-/// Reads one group by its name.
-async fn read_group(wire: &Wire, name: &GroupName) -> Result<Option<AutoScalingGroup>, Fault> {
-    let call = Call::DescribeAutoScalingGroups;
-    let ask = || wire.scaling.describe_auto_scaling_groups().auto_scaling_group_names(name.as_str()).send();
-    Ok(wire.read(call, ask).await?.auto_scaling_groups().first().cloned())
+/// Reads one group by its name; `None` also where it is not known by that name any more.
+async fn read_group(place: &Place, name: &GroupName) -> Result<Option<AutoScalingGroup>, Fault> {
+    let (wire, call) = (&place.wire, Call::DescribeAutoScalingGroups);
+    let real = place.real(name).await?;
+    let ask = || wire.scaling.describe_auto_scaling_groups().auto_scaling_group_names(real.as_str()).send();
+    let found = wire.read(call, ask).await?.auto_scaling_groups().first().cloned();
+    Ok(found.filter(|found| place.is_known_as(found, name)))
 }
 
 /// Looks until `so` holds of the group.
 async fn wait_until(
-    wire: &Wire,
+    place: &Place,
     name: &GroupName,
     so: impl Fn(Option<&AutoScalingGroup>) -> bool,
 ) -> Result<bool, Fault> {
     for look in 0..LOOKS {
         if look > 0 {
-            tokio::time::sleep(wire.patience.look_every).await;
+            tokio::time::sleep(place.wire.patience.look_every).await;
         }
-        if so(read_group(wire, name).await?.as_ref()) {
+        if so(read_group(place, name).await?.as_ref()) {
             return Ok(true);
         }
     }
@@ -257,26 +260,26 @@ async fn wait_until(
 }
 
 /// Writes a tag on a group. Writing it twice is harmless.
-pub(super) async fn write_tag(wire: &Wire, name: &GroupName, key: &str, value: &str) -> Result<(), Fault> {
+pub(super) async fn write_tag(place: &Place, name: &GroupName, key: &str, value: &str) -> Result<(), Fault> {
     // Tags on a group that is not there are taken by some, and are then nobody's.
-    if read_group(wire, name).await?.is_none() {
+    let Some(found) = read_group(place, name).await? else {
         let call = Call::DescribeAutoScalingGroups;
         return Err(Fault { call, kind: Kind::NotFound, code: None, message: format!("there is no group `{name}`") });
-    }
-    let call = Call::CreateOrUpdateTags;
+    };
+    let (wire, call, real) = (&place.wire, Call::CreateOrUpdateTags, RealName::of(&found));
     let ask = || {
-        let tag = group_tag(name, key, value, false);
+        let tag = group_tag(&real, key, value, false);
         wire.scaling.create_or_update_tags().tags(tag).send()
     };
     wire.change(call, Again::Harmless, ask).await.map(|_| ())
 }
 
-async fn delete_tag(wire: &Wire, name: &GroupName, key: &str) -> Result<(), Fault> {
+async fn delete_tag(wire: &Wire, name: &RealName, key: &str) -> Result<(), Fault> {
     let ask = || wire.scaling.delete_tags().tags(group_tag(name, key, "", false)).send();
     wire.change(Call::DeleteTags, Again::Harmless, ask).await.map(|_| ())
 }
 
-fn group_tag(name: &GroupName, key: &str, value: &str, propagate: bool) -> Tag {
+fn group_tag(name: &RealName, key: &str, value: &str, propagate: bool) -> Tag {
     Tag::builder()
         .resource_id(name.as_str())
         .resource_type("auto-scaling-group")

@@ -13,6 +13,7 @@ use super::{Place, Stop, destroy, flip, settings};
 use crate::aws::balancing::RouteId;
 use crate::aws::calls::{Call, PlannedCall};
 use crate::aws::inventory::Snapshot;
+use crate::aws::names::RealName;
 use crate::aws::{balancing, groups, journal, tags};
 
 /// The calls of [`super::perform`] and of the mark that is set once a step is done.
@@ -58,6 +59,11 @@ impl List<'_> {
         self.calls.push(PlannedCall { call, on: on.to_owned(), when: None });
     }
 
+    /// What AWS calls a group.
+    fn real(&self, name: &GroupName) -> String {
+        self.snapshot.names.real(name).map_or_else(|_| name.to_string(), |real| real.to_string())
+    }
+
     fn only(&mut self, call: Call, on: &str, when: &'static str) {
         self.calls.push(PlannedCall { call, on: on.to_owned(), when: Some(when) });
     }
@@ -86,11 +92,11 @@ impl List<'_> {
     }
 
     fn terminate(&mut self, group: &GroupName, instance: &str, kill: How) {
-        self.add(Call::DescribeAutoScalingGroups, group.as_str());
+        self.add(Call::DescribeAutoScalingGroups, &self.real(group));
         self.add(Call::DescribeAutoScalingInstances, instance);
         self.add(Call::DescribeInstances, instance);
         self.add(Call::DescribeInstanceAttribute, instance);
-        self.add(Call::DescribeInstanceRefreshes, group.as_str());
+        self.add(Call::DescribeInstanceRefreshes, &self.real(group));
         let call = match kill {
             How::Crash => Call::TerminateInstances,
             How::Drain { .. } => Call::TerminateInstanceInAutoScalingGroup,
@@ -110,7 +116,8 @@ impl List<'_> {
             Model::Group(group) => group.auto_scaling_group_name(),
             Model::First(_) => None,
         };
-        let own = tags::target_group_name(&self.place.account, &self.place.wire.region, &new.name);
+        let real = RealName::same(&new.name);
+        let own = tags::target_group_name(&self.place.account, &self.place.wire.region, &real);
         self.look();
         self.add(Call::DescribeImages, new.image.as_str());
         self.add(Call::DescribeSubnets, name);
@@ -141,8 +148,8 @@ impl List<'_> {
 
     fn resize(&mut self, name: &GroupName) {
         self.look();
-        self.add(Call::UpdateAutoScalingGroup, name.as_str());
-        self.add(Call::DescribeAutoScalingGroups, name.as_str());
+        self.add(Call::UpdateAutoScalingGroup, &self.real(name));
+        self.add(Call::DescribeAutoScalingGroups, &self.real(name));
         if self.snapshot.inventory.groups.get(name).is_some_and(|group| group.in_rotation) {
             self.resume(name);
         }
@@ -167,9 +174,9 @@ impl List<'_> {
 
     fn enable(&mut self, name: &GroupName) {
         self.look();
-        self.add(Call::DeleteTags, name.as_str());
+        self.add(Call::DeleteTags, &self.real(name));
         self.resume(name);
-        self.add(Call::DescribeAutoScalingGroups, name.as_str());
+        self.add(Call::DescribeAutoScalingGroups, &self.real(name));
     }
 
     fn disable(&mut self, name: &GroupName) {
@@ -179,13 +186,13 @@ impl List<'_> {
         }
         self.write_tag(name, tags::DISABLED);
         self.pause(name);
-        self.add(Call::DescribeAutoScalingGroups, name.as_str());
+        self.add(Call::DescribeAutoScalingGroups, &self.real(name));
     }
 
     fn destroy(&mut self, name: &GroupName) {
         self.look();
         self.write_tag(name, tags::DESTROYING);
-        self.add(Call::DeleteAutoScalingGroup, name.as_str());
+        self.add(Call::DeleteAutoScalingGroup, &self.real(name));
         if let Some((arn, routes)) = destroy::own_target_group(self.place, self.snapshot, name) {
             for route in routes {
                 self.read_route(&route.id);
@@ -201,30 +208,30 @@ impl List<'_> {
     }
 
     fn write_tag(&mut self, name: &GroupName, key: &str) {
-        self.add(Call::DescribeAutoScalingGroups, name.as_str());
-        self.add(Call::CreateOrUpdateTags, &format!("{name} {key}"));
+        self.add(Call::DescribeAutoScalingGroups, &self.real(name));
+        self.add(Call::CreateOrUpdateTags, &format!("{} {key}", self.real(name)));
     }
 
     /// What suspends, of a group that is there: an earlier step of the same push may do it first.
     fn pause(&mut self, name: &GroupName) {
-        self.add(Call::DescribeAutoScalingGroups, name.as_str());
+        self.add(Call::DescribeAutoScalingGroups, &self.real(name));
         if self.snapshot.groups.get(name).and_then(settings::to_pause).is_some() {
             let when = "unless they are suspended by then";
-            self.only(Call::CreateOrUpdateTags, &format!("{name} {}", tags::SUSPENDED), when);
-            self.only(Call::SuspendProcesses, name.as_str(), when);
+            self.only(Call::CreateOrUpdateTags, &format!("{} {}", self.real(name), tags::SUSPENDED), when);
+            self.only(Call::SuspendProcesses, &self.real(name), when);
         }
     }
 
     fn resume(&mut self, name: &GroupName) {
-        self.add(Call::DescribeAutoScalingGroups, name.as_str());
+        self.add(Call::DescribeAutoScalingGroups, &self.real(name));
         let Some(group) = self.snapshot.groups.get(name) else { return };
         if groups::tag(group, tags::SUSPENDED).is_none() {
             return;
         }
         if !settings::ours(group).is_empty() {
-            self.add(Call::ResumeProcesses, name.as_str());
+            self.add(Call::ResumeProcesses, &self.real(name));
         }
-        self.add(Call::DeleteTags, name.as_str());
+        self.add(Call::DeleteTags, &self.real(name));
     }
 
     fn write_route(&mut self, id: &RouteId) {

@@ -10,7 +10,8 @@ use super::{Ended, Place, Stop, another_serves, delete_tag, group, other_enabled
 use crate::aws::calls::Call;
 use crate::aws::fault::Fault;
 use crate::aws::inventory::Snapshot;
-use crate::aws::wire::{Again, Wire};
+use crate::aws::names::RealName;
+use crate::aws::wire::Again;
 use crate::aws::{groups, raw, tags};
 
 /// Most instances of one group that Troop asks for. A slip of the keyboard ends here.
@@ -31,10 +32,10 @@ pub(super) async fn resize(place: &Place, name: &GroupName, size: Size) -> Ended
     if size.desired == 0 && groups::size(found).desired > 0 {
         may_be_emptied(&snapshot, name, "emptied")?;
     }
-    let wire = &place.wire;
+    let (wire, real) = (&place.wire, RealName::of(found));
     let (min, desired, max) = (raw::number(size.min), raw::number(size.desired), raw::number(size.max));
     let ask = || {
-        let request = wire.scaling.update_auto_scaling_group().auto_scaling_group_name(name.as_str());
+        let request = wire.scaling.update_auto_scaling_group().auto_scaling_group_name(real.as_str());
         request.min_size(min).desired_capacity(desired).max_size(max).send()
     };
     wire.change(Call::UpdateAutoScalingGroup, Again::Harmless, ask).await.map_err(Stop::first_change)?;
@@ -44,7 +45,7 @@ pub(super) async fn resize(place: &Place, name: &GroupName, size: Size) -> Ended
         if look > 0 {
             tokio::time::sleep(wire.patience.settle).await;
         }
-        let has_it = wait_until(wire, name, |found| found.is_some_and(|found| groups::size(found) == size)).await;
+        let has_it = wait_until(place, name, |found| found.is_some_and(|found| groups::size(found) == size)).await;
         if !has_it.map_err(|fault| Stop::half_way("the size was set", fault))? {
             return Err(Stop::Unknown(format!("AWS took {size}, and `{name}` does not show it")));
         }
@@ -52,20 +53,19 @@ pub(super) async fn resize(place: &Place, name: &GroupName, size: Size) -> Ended
     // The group has the traffic again, so nothing of ours need hold it any more.
     let in_rotation = snapshot.inventory.groups.get(name).is_some_and(|group| group.in_rotation);
     if in_rotation && groups::tag(found, tags::SUSPENDED).is_some() {
-        resume(wire, name).await.map_err(|fault| Stop::half_way("the size was set", fault))?;
+        resume(place, name).await.map_err(|fault| Stop::half_way("the size was set", fault))?;
     }
     Ok(format!("`{name}` has {size}"))
 }
 
 pub(super) async fn enable(place: &Place, name: &GroupName) -> Ended {
     let snapshot = place.read().await.map_err(Stop::unseen)?;
-    group(&snapshot, name)?;
-    let wire = &place.wire;
-    delete_tag(wire, name, tags::DISABLED).await.map_err(Stop::first_change)?;
+    let real = RealName::of(group(&snapshot, name)?);
+    delete_tag(&place.wire, &real, tags::DISABLED).await.map_err(Stop::first_change)?;
     let half_way = |fault| Stop::half_way("it was enabled", fault);
-    resume(wire, name).await.map_err(half_way)?;
+    resume(place, name).await.map_err(half_way)?;
     let enabled =
-        wait_until(wire, name, |found| found.is_some_and(|found| groups::tag(found, tags::DISABLED).is_none()));
+        wait_until(place, name, |found| found.is_some_and(|found| groups::tag(found, tags::DISABLED).is_none()));
     if !enabled.await.map_err(half_way)? {
         return Err(Stop::Unknown(format!("AWS took it, and `{name}` still shows as disabled")));
     }
@@ -87,13 +87,12 @@ pub(super) async fn disable(place: &Place, name: &GroupName, drain: Duration) ->
         let why = format!("`{name}` is the last enabled group of its cluster and must not be disabled");
         return Err(Stop::Refused(why));
     }
-    let wire = &place.wire;
     let value = format!("{} {}", place.now(), drain.as_secs());
-    write_tag(wire, name, tags::DISABLED, &value).await.map_err(Stop::first_change)?;
+    write_tag(place, name, tags::DISABLED, &value).await.map_err(Stop::first_change)?;
     let half_way = |fault| Stop::half_way("it was disabled", fault);
-    pause(wire, name).await.map_err(half_way)?;
+    pause(place, name).await.map_err(half_way)?;
     let disabled =
-        wait_until(wire, name, |found| found.is_some_and(|found| groups::tag(found, tags::DISABLED).is_some()));
+        wait_until(place, name, |found| found.is_some_and(|found| groups::tag(found, tags::DISABLED).is_some()));
     if !disabled.await.map_err(half_way)? {
         return Err(Stop::Unknown(format!("AWS took it, and `{name}` still shows as enabled")));
     }
@@ -115,12 +114,13 @@ pub(super) fn may_be_emptied(snapshot: &Snapshot, name: &GroupName, what: &str) 
 }
 
 /// Suspends what could shrink or shift the group, and writes down first what was not suspended before.
-pub(super) async fn pause(wire: &Wire, name: &GroupName) -> Result<(), Fault> {
-    let Some(found) = read_group(wire, name).await? else { return Ok(()) };
+pub(super) async fn pause(place: &Place, name: &GroupName) -> Result<(), Fault> {
+    let Some(found) = read_group(place, name).await? else { return Ok(()) };
     let Some((all, missing)) = to_pause(&found) else { return Ok(()) };
-    write_tag(wire, name, tags::SUSPENDED, &all.join(" ")).await?;
+    write_tag(place, name, tags::SUSPENDED, &all.join(" ")).await?;
+    let (wire, real) = (&place.wire, RealName::of(&found));
     let ask = || {
-        let request = wire.scaling.suspend_processes().auto_scaling_group_name(name.as_str());
+        let request = wire.scaling.suspend_processes().auto_scaling_group_name(real.as_str());
         request.set_scaling_processes(Some(missing.clone())).send()
     };
     wire.change(Call::SuspendProcesses, Again::Harmless, ask).await.map(|_| ())
@@ -138,21 +138,22 @@ pub(super) fn to_pause(found: &AutoScalingGroup) -> Option<(Vec<&'static str>, V
 }
 
 /// Resumes what Troop suspended, and nothing else.
-pub(super) async fn resume(wire: &Wire, name: &GroupName) -> Result<(), Fault> {
-    let Some(found) = read_group(wire, name).await? else { return Ok(()) };
+pub(super) async fn resume(place: &Place, name: &GroupName) -> Result<(), Fault> {
+    let Some(found) = read_group(place, name).await? else { return Ok(()) };
     if groups::tag(&found, tags::SUSPENDED).is_none() {
         return Ok(());
     }
+    let (wire, real) = (&place.wire, RealName::of(&found));
     let ours: Vec<String> = ours(&found).into_iter().map(str::to_owned).collect();
     // An empty list would mean every process there is.
     if !ours.is_empty() {
         let ask = || {
-            let request = wire.scaling.resume_processes().auto_scaling_group_name(name.as_str());
+            let request = wire.scaling.resume_processes().auto_scaling_group_name(real.as_str());
             request.set_scaling_processes(Some(ours.clone())).send()
         };
         wire.change(Call::ResumeProcesses, Again::Harmless, ask).await?;
     }
-    delete_tag(wire, name, tags::SUSPENDED).await
+    delete_tag(wire, &real, tags::SUSPENDED).await
 }
 
 /// The processes that the group's tag says we suspended, of those that we ever suspend.

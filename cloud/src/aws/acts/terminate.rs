@@ -126,8 +126,9 @@ async fn member(
 async fn check(place: &Place, name: &GroupName, instance: &InstanceId) -> Result<(), Stop> {
     let wire = &place.wire;
     let no = |why: String| Err(Stop::Refused(why));
+    let real = place.real(name).await.map_err(Stop::unseen)?;
     let refreshes = async {
-        let ask = || wire.scaling.describe_instance_refreshes().auto_scaling_group_name(name.as_str()).send();
+        let ask = || wire.scaling.describe_instance_refreshes().auto_scaling_group_name(real.as_str()).send();
         wire.read(Call::DescribeInstanceRefreshes, ask).await
     };
     let described = async {
@@ -141,11 +142,11 @@ async fn check(place: &Place, name: &GroupName, instance: &InstanceId) -> Result
         };
         wire.read(Call::DescribeInstanceAttribute, ask).await
     };
-    let all = futures::try_join!(read_group(wire, name), member(place, instance), described, attribute, refreshes);
+    let all = futures::try_join!(read_group(place, name), member(place, instance), described, attribute, refreshes);
     let (group, member, described, attribute, refreshes) = all.map_err(Stop::unseen)?;
 
     let Some(group) = group else { return no(format!("there is no group `{name}`")) };
-    let Some(member) = member.filter(|member| member.auto_scaling_group_name() == Some(name.as_str())) else {
+    let Some(member) = member.filter(|member| member.auto_scaling_group_name() == Some(real.as_str())) else {
         return no(format!("`{name}` has no instance `{instance}`"));
     };
     if groups::tag(&group, tags::DESTROYING).is_some() {

@@ -52,6 +52,7 @@ async fn wire(url: String) -> Wire {
         role_arn: None,
         regions: [].into(),
         credentials: Credentials::Static { key_id: "AKIA".to_owned(), secret: "s".to_owned() },
+        name_tags: None,
         endpoint_url: Some(url),
         patience: Patience {
             backoff: Duration::from_millis(1),

@@ -163,6 +163,7 @@ async fn client(options: &Options, url: String) -> Result<AwsCloud, BenchError> 
         regions,
         // Made up, too: nobody's keys are sent to an address that was typed in.
         credentials: Credentials::Static { key_id: "AKIATROOPBENCH".to_owned(), secret: "bench".to_owned() },
+        name_tags: None,
         endpoint_url: Some(url),
         // As when serving, but that every look is a new one.
         patience: Patience { snapshot_reused_for: Duration::ZERO, ..Patience::default() },
