@@ -65,6 +65,32 @@ pub struct Traffic {
     /// Counts of answers by their time in milliseconds: `buckets[i]` took less than `TRAFFIC_BUCKETS_MS[i]`, the last
     /// one longer. Subtract two readings for a window's.
     pub buckets: Vec<u64>,
+    /// How long answers took; `None` where nobody times them.
+    #[serde(default)]
+    pub timed: Option<Timed>,
+}
+
+/// Answers that were timed, and how long all of them took: from the request's arrival to the answer's head.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timed {
+    pub answers: u64,
+    pub took: Duration,
+}
+
+impl Timed {
+    /// Adds others to these.
+    pub fn add(&mut self, more: Self) {
+        self.answers += more.answers;
+        self.took = self.took.saturating_add(more.took);
+    }
+
+    /// How long an answer took on average, of those that came after `earlier` was read. `None` without any.
+    pub fn mean_since(self, earlier: Self) -> Option<Duration> {
+        let answers = self.answers.checked_sub(earlier.answers).filter(|answers| *answers > 0)?;
+        let took = self.took.checked_sub(earlier.took)?;
+        let mean_ns = took.as_nanos() / u128::from(answers);
+        Some(Duration::from_nanos(u64::try_from(mean_ns).unwrap_or(u64::MAX)))
+    }
 }
 
 /// Upper bounds of [`Traffic::buckets`], in milliseconds.

@@ -1,9 +1,10 @@
 //! The verdict of soak and watch: by the new group's errors and by its health. No data never promotes (invariant I11).
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use troop_cloud::Traffic;
+use troop_cloud::{Timed, Traffic};
 
 /// Errors are judged over this long.
 pub const WINDOW: SignedDuration = SignedDuration::from_secs(10);
@@ -24,6 +25,46 @@ pub struct Memory {
     /// Looks in a row in which every check of ready passed.
     pub ready_looks: u32,
     below_since: Option<Timestamp>,
+    /// The counts at the first look, and at the last.
+    counted: Option<(Counts, Counts)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Counts {
+    answers: u64,
+    bad: u64,
+    timed: Option<Timed>,
+}
+
+/// What the new group has answered since it is judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SoFar {
+    pub answers: u64,
+    /// Of those, answers that count as errors.
+    pub errors: u64,
+    /// How long an answer took on average, where anybody times them.
+    pub mean: Option<Duration>,
+}
+
+impl Memory {
+    /// What was counted since the first look. `None` before it.
+    pub fn so_far(&self) -> Option<SoFar> {
+        let (first, last) = self.counted?;
+        Some(SoFar {
+            answers: last.answers - first.answers,
+            errors: last.bad - first.bad,
+            mean: last.timed.and_then(|timed| timed.mean_since(first.timed.unwrap_or_default())),
+        })
+    }
+
+    fn count(&mut self, counts: Counts) {
+        let first = match self.counted {
+            // Another balancer's, as below.
+            Some((first, last)) if last.answers <= counts.answers && last.bad <= counts.bad => first,
+            Some(_) | None => counts,
+        };
+        self.counted = Some((first, counts));
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +126,7 @@ pub fn look(
 fn errors(memory: &mut Memory, traffic: &Traffic, errors_above: u32, now: Timestamp) -> Option<String> {
     let failed = traffic.failed.saturating_sub(traffic.failed_in_flight_to_killed);
     let sample = Sample { at: now, answers: traffic.answers + failed, bad: traffic.server_errors + failed };
+    memory.count(Counts { answers: sample.answers, bad: sample.bad, timed: traffic.timed });
     // Counters only grow; a smaller one is another balancer's, and the window begins anew.
     if memory.samples.back().is_some_and(|last| last.answers > sample.answers || last.bad > sample.bad) {
         memory.samples.clear();
@@ -149,6 +191,29 @@ mod tests {
             let later = traffic(smaller.answers + 50, smaller.server_errors + 3);
             assert!(matches!(look(&mut memory, Ok(&later), None, 5, at(750)), Verdict::Bad { .. }));
         }
+    }
+
+    #[test]
+    fn what_was_answered_so_far_is_counted_from_the_first_look_on() {
+        let timed = |traffic, answers, ms| Traffic {
+            timed: Some(Timed { answers, took: Duration::from_millis(ms) }),
+            ..traffic
+        };
+        let mut memory = Memory::default();
+        assert_eq!(memory.so_far(), None);
+        look(&mut memory, Ok(&timed(traffic(1_000, 20), 900, 9_000)), None, 5, at(0));
+        assert_eq!(memory.so_far(), Some(SoFar { answers: 0, errors: 0, mean: None }));
+        look(&mut memory, Ok(&timed(traffic(1_040, 21), 920, 9_250)), None, 100, at(60_000));
+        let so_far = SoFar { answers: 40, errors: 1, mean: Some(Duration::from_micros(12_500)) };
+        assert_eq!(memory.so_far(), Some(so_far));
+        // Also where the first answers that were timed come later, and where nobody times any.
+        let mut memory = Memory::default();
+        look(&mut memory, Ok(&traffic(0, 0)), None, 5, at(0));
+        look(&mut memory, Ok(&timed(traffic(10, 0), 10, 50)), None, 5, at(250));
+        assert_eq!(memory.so_far().unwrap().mean, Some(Duration::from_millis(5)));
+        // Counts that fell are another balancer's.
+        look(&mut memory, Ok(&traffic(4, 0)), None, 5, at(500));
+        assert_eq!(memory.so_far(), Some(SoFar { answers: 0, errors: 0, mean: None }));
     }
 
     #[test]

@@ -261,4 +261,4 @@ fn kind_of(service: Service, code: Option<&str>, status: u16, message: &str) -> 
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

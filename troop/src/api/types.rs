@@ -5,6 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use troop_deploy::judge::SoFar;
 use troop_policies::fault::FaultSpec;
 use troop_policies::plan::DayPlan;
 use troop_policies::{ClusterName, GroupName, ImageId, InstanceId, Location, TeamName, ZoneName};
@@ -210,6 +211,25 @@ pub struct PushView {
     pub ready_seconds: Option<f64>,
     pub flip_ms: Option<f64>,
     pub watch_until: Option<Timestamp>,
+    /// What the new group has answered since it is judged; null while it is not, and where no control plane was asked.
+    #[serde(default)]
+    pub traffic: Option<PushTraffic>,
+}
+
+/// What a new group has answered since it is judged.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct PushTraffic {
+    pub answers: u64,
+    pub errors: u64,
+    /// How long an answer took on average; null where nobody times them.
+    pub mean_ms: Option<f64>,
+}
+
+impl From<SoFar> for PushTraffic {
+    fn from(so_far: SoFar) -> Self {
+        let mean_ms = so_far.mean.map(|mean| mean.as_secs_f64() * 1_000.0);
+        Self { answers: so_far.answers, errors: so_far.errors, mean_ms }
+    }
 }
 
 /// One instance, for `troop ps`.

@@ -7,10 +7,11 @@ use tokio::time::Instant;
 use troop_policies::ClusterName;
 
 use super::progress::Progress;
-use crate::api::types::PushView;
+use crate::api::types::{PushTraffic, PushView};
 use crate::client::{Client, ClientError};
 use crate::exit::{CliError, Code};
 use crate::ui;
+use crate::views::running::answered;
 use crate::views::time;
 
 /// How often it is asked for: a flip takes milliseconds, but nobody reads faster.
@@ -103,11 +104,13 @@ struct Told {
     /// A flip takes milliseconds, so it is mostly over before anybody sees it as a phase.
     flip: bool,
     goal: Goal,
+    /// What was answered so far, as it was told last: who has judged it says no more of it.
+    traffic: Option<PushTraffic>,
 }
 
 impl Told {
     fn new(goal: Goal) -> Self {
-        Self { phase: None, flip: false, goal }
+        Self { phase: None, flip: false, goal, traffic: None }
     }
 
     fn tell(&mut self, view: &PushView, progress: &mut Progress) {
@@ -116,7 +119,10 @@ impl Told {
             Some((phase, _)) if *phase == view.phase => {}
             Some((phase, since)) => {
                 self.flip |= phase == "flip";
-                progress.line(&ended_phase(phase, now.duration_since(*since), view, self.goal));
+                let judged = self.traffic.take().filter(|_| phase == "soak");
+                let answered = judged.map(|traffic| format!(": {}", answered(&traffic))).unwrap_or_default();
+                let told = ended_phase(phase, now.duration_since(*since), view, self.goal);
+                progress.line(&format!("{told}{answered}"));
                 if view.flip_ms.is_some() && !self.flip && self.goal == Goal::Serving && view.phase != "flip" {
                     self.flip = true;
                     progress.line(&ended_phase("flip", Duration::ZERO, view, self.goal));
@@ -125,7 +131,9 @@ impl Told {
             }
             None => self.phase = Some((view.phase.clone(), now)),
         }
-        progress.waiting(&format!("{}: {}", view.phase, view.note));
+        self.traffic = view.traffic.or(self.traffic);
+        let answered = view.traffic.as_ref().map(|traffic| format!("; {}", answered(traffic))).unwrap_or_default();
+        progress.waiting(&format!("{}: {}{answered}", view.phase, view.note));
     }
 }
 
@@ -232,6 +240,7 @@ mod tests {
             result: result.map(str::to_owned),
             ready_seconds: Some(3.8),
             flip_ms: Some(11.2),
+            traffic: None,
             watch_until: (phase == "watch").then(|| "2026-11-24T22:00:00Z".parse().unwrap()),
         }
     }

@@ -13,7 +13,7 @@ use super::context::{self, Context};
 use super::curl;
 use super::list::PUSHES_SHOWN;
 use super::stored;
-use crate::api::types::LiveView;
+use crate::api::types::{LiveView, PushView};
 use crate::clock;
 use crate::exit::{CliError, Code};
 use crate::records::{HealingBody, IntentBody, MARK_HEALING, MARK_UNHEALED, Record};
@@ -93,8 +93,19 @@ async fn look(state: &StateDir) -> (StatusView, Zones) {
     if let Err(why) = from_ledger(&ledger, &mut view).await {
         view.unknown_because = Some(why);
     }
+    if view.control_plane.is_some() && !view.pushes.is_empty() {
+        answered(state, &mut view.pushes).await;
+    }
     let zones = stored::zones(&ledger).await;
     (view, zones)
+}
+
+/// What new groups have answered since they are judged, which only the control plane knows; without its word nothing is said of it.
+async fn answered(state: &StateDir, pushes: &mut [PushView]) {
+    let live = context::client(state).get::<Vec<PushView>>("pushes").await.unwrap_or_default();
+    for push in pushes {
+        push.traffic = live.iter().find(|view| view.push == push.push).and_then(|view| view.traffic);
+    }
 }
 
 /// What the ledger says is broken, not settled, or on its way.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Notify;
+use troop_deploy::judge::SoFar;
 use troop_ledger::{EventId, Ledger, NewEvent};
 use troop_policies::draw::SiteSecret;
 use troop_policies::plausible::{self, Memory};
@@ -56,6 +57,8 @@ pub struct Core {
     in_hand: Mutex<BTreeSet<IntentId>>,
     /// What could not be done or read at the last try, by part, for `status`.
     troubles: Mutex<BTreeMap<&'static str, String>>,
+    /// What the new groups of pushes have answered since they are judged, by the push's number.
+    so_far: Mutex<BTreeMap<i64, SoFar>>,
 }
 
 impl fmt::Debug for Core {
@@ -109,6 +112,7 @@ impl Core {
             ended: Mutex::default(),
             in_hand: Mutex::default(),
             troubles: Mutex::default(),
+            so_far: Mutex::default(),
         };
         if ready::concerns(&core) {
             core.not_ready.store(Arc::new(vec![ready::NOT_CHECKED.to_owned()]));
@@ -214,6 +218,20 @@ impl Core {
     pub fn troubles(&self) -> Vec<String> {
         let troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
         troubles.iter().map(|(part, text)| format!("{part}: {text}")).collect()
+    }
+
+    /// Remembers, or forgets, what a push's new group has answered so far.
+    pub fn answered(&self, push: i64, so_far: Option<SoFar>) {
+        let mut all = self.so_far.lock().unwrap_or_else(PoisonError::into_inner);
+        match so_far {
+            Some(so_far) => drop(all.insert(push, so_far)),
+            None => drop(all.remove(&push)),
+        }
+    }
+
+    /// What a push's new group has answered since it is judged, while it is.
+    pub fn so_far(&self, push: i64) -> Option<SoFar> {
+        self.so_far.lock().unwrap_or_else(PoisonError::into_inner).get(&push).copied()
     }
 
     /// Appends one record outside any transaction.

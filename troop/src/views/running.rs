@@ -5,7 +5,9 @@ use troop_deploy::push::{Phase, Push};
 use troop_ledger::PushRow;
 
 use super::time;
-use crate::api::types::{AgentView, DeployAnswer, ImageView, InstanceView, KillAnswer, PushView, RollbackAnswer};
+use crate::api::types::{
+    AgentView, DeployAnswer, ImageView, InstanceView, KillAnswer, PushTraffic, PushView, RollbackAnswer,
+};
 use crate::ui;
 
 fn or_dash(text: Option<&str>) -> String {
@@ -46,6 +48,9 @@ pub fn pushes(views: &[PushView]) -> String {
         let mut note = p.note.clone();
         if let Some(until) = p.watch_until.filter(|_| !p.ended) {
             note = format!("watched until {}; {note}", time::both(until, &jiff::tz::TimeZone::UTC));
+        }
+        if let Some(traffic) = &p.traffic {
+            note = format!("{note}; {}", answered(traffic));
         }
         vec![
             p.push.to_string(),
@@ -93,7 +98,14 @@ pub fn push_of(row: &PushRow) -> Result<PushView, String> {
         ready_seconds: push.ready_at.map(seconds),
         flip_ms: push.flip_ms,
         watch_until,
+        traffic: None,
     })
+}
+
+/// What a new group has answered: `1240 answers, 3 errors, 12.5 ms on average`.
+pub fn answered(traffic: &PushTraffic) -> String {
+    let mean = traffic.mean_ms.map(|ms| format!(", {ms:.1} ms on average")).unwrap_or_default();
+    format!("{} answers, {} errors{mean}", traffic.answers, traffic.errors)
 }
 
 /// What a kill came to.
@@ -194,6 +206,7 @@ mod tests {
             ready_seconds: Some(3.81),
             flip_ms: Some(10.6),
             watch_until: Some("2026-11-24T22:00:00Z".parse().unwrap()),
+            traffic: None,
         }
     }
 
@@ -201,6 +214,11 @@ mod tests {
     fn a_push_is_one_row() {
         let ended =
             PushView { ended: true, result: Some("rolled_back".to_owned()), phase: "ended".to_owned(), ..push() };
+        let counted = |mean_ms| Some(PushTraffic { answers: 1_240, errors: 3, mean_ms });
+        let told = pushes(&[PushView { traffic: counted(Some(12.46)), ..push() }]);
+        assert!(told.ends_with("; errors 0.02 %; 1240 answers, 3 errors, 12.5 ms on average"), "{told}");
+        let told = pushes(&[PushView { traffic: counted(None), ..push() }]);
+        assert!(told.ends_with("; 1240 answers, 3 errors"), "{told}");
         assert_eq!(
             pushes(&[push(), ended]),
             "\

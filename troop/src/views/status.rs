@@ -8,6 +8,7 @@ use serde::Serialize;
 use troop_policies::intent::Cause;
 use troop_policies::situation::Halted;
 
+use super::running::answered;
 use super::time;
 use crate::api::types::{LiveView, PushView};
 
@@ -180,7 +181,8 @@ pub fn rest(view: &StatusView, zones: &Zones, now: Timestamp) -> Vec<String> {
         lines.push(format!("not settled yet: {}, since {since}, by {} (intent {})", step.step, step.by, step.intent));
     }
     for p in view.pushes.iter().filter(|p| !p.ended) {
-        lines.push(format!("push {}: {}, by {}: {}: {}", p.push, p.group, p.actor, p.phase, p.note));
+        let answered = p.traffic.as_ref().map(|traffic| format!("; {}", answered(traffic))).unwrap_or_default();
+        lines.push(format!("push {}: {}, by {}: {}: {}{answered}", p.push, p.group, p.actor, p.phase, p.note));
     }
     lines
 }

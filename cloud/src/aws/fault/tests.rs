@@ -45,7 +45,7 @@ async fn serve(status: u16, body: String) -> String {
     url
 }
 
-async fn wire(url: String) -> Wire {
+pub(crate) async fn wire(url: String) -> Wire {
     let clock: crate::aws::config::Clock = Arc::new(|| Timestamp::UNIX_EPOCH);
     let config = AwsConfig {
         account: AccountName::new("prod").unwrap(),

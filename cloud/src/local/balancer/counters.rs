@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::again::Budget;
 use super::lock;
-use crate::{TRAFFIC_BUCKETS_MS, Traffic};
+use crate::{TRAFFIC_BUCKETS_MS, Timed, Traffic};
 
 /// A group that left the routes is counted on for so long: what was in flight to it ends and is reported.
 const KEPT_AFTER_LEAVING: Duration = Duration::from_secs(60);
@@ -28,7 +28,11 @@ pub(super) struct Counters {
 
 impl Counters {
     pub(super) fn new() -> Self {
-        let traffic = Traffic { buckets: vec![0; TRAFFIC_BUCKETS_MS.len() + 1], ..Traffic::default() };
+        let traffic = Traffic {
+            buckets: vec![0; TRAFFIC_BUCKETS_MS.len() + 1],
+            timed: Some(Timed::default()),
+            ..Traffic::default()
+        };
         Self {
             traffic: Mutex::new(traffic),
             announced: AtomicBool::new(false),
@@ -45,6 +49,7 @@ impl Counters {
         if let Some(bucket) = traffic.buckets.get_mut(bucket(took)) {
             *bucket += 1;
         }
+        traffic.timed.get_or_insert_default().add(Timed { answers: 1, took });
     }
 
     /// `retried`: another instance was asked then.
@@ -107,6 +112,7 @@ mod tests {
         assert_eq!(traffic.retried, 1);
         assert_eq!((traffic.buckets[3], traffic.buckets[15]), (1, 1));
         assert_eq!(traffic.buckets.iter().sum::<u64>(), 2);
+        assert_eq!(traffic.timed, Some(Timed { answers: 2, took: Duration::from_millis(9_004) }));
     }
 
     #[tokio::test(start_paused = true)]

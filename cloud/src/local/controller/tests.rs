@@ -8,7 +8,7 @@ use troop_policies::inventory::Lifecycle;
 use troop_policies::step::{How, NewGroup, Size, Step};
 
 use super::*;
-use crate::Image;
+use crate::{Image, Timed};
 
 /// A controller with a time of its own, and whatever it asked for.
 struct Bench {

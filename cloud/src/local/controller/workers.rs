@@ -203,6 +203,9 @@ fn add(sum: &mut Traffic, more: &Traffic) {
         sum.buckets.resize(more.buckets.len(), 0);
     }
     sum.buckets.iter_mut().zip(&more.buckets).for_each(|(sum, more)| *sum += more);
+    if let Some(more) = more.timed {
+        sum.timed.get_or_insert_default().add(more);
+    }
 }
 
 /// An unhealthy verdict before a healthy one, the older before the younger: what is said of health is true of all.

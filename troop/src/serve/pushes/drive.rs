@@ -60,7 +60,7 @@ pub(super) async fn drive(core: &Arc<Core>, id: i64) {
     let mut driver = Driver::default();
     loop {
         match turn(core, id, &mut driver).await {
-            Ok(Turn::Ended) => return,
+            Ok(Turn::Ended) => return core.answered(id, None),
             Ok(Turn::Again) => {}
             Ok(Turn::Later(pause)) => tokio::time::sleep(pause).await,
             // Somebody else moved it on; what is there now is what counts.
@@ -101,7 +101,10 @@ pub async fn turn(core: &Arc<Core>, id: i64, driver: &mut Driver) -> Result<Turn
     let seen = look(core).await;
     let inventory = seen.believed(&push.location());
     let traffic = core.world.traffic(&push.location(), &push.cluster).await.map_err(|e| chain(&e));
-    decide(core, id, driver, &seen, inventory, traffic.as_ref().map_err(String::as_str)).await
+    let turn = decide(core, id, driver, &seen, inventory, traffic.as_ref().map_err(String::as_str)).await;
+    let judges = matches!(push.phase, Phase::Soak { .. } | Phase::Watch { .. });
+    core.answered(id, driver.memory.so_far().filter(|_| judges));
+    turn
 }
 
 /// One decision and its record, in one transaction with everything of the ledger that it rests on; then the act.

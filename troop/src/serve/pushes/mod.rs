@@ -20,7 +20,7 @@ use troop_policies::GroupName;
 
 use super::control::could_not_ask;
 use super::core::Core;
-use crate::api::types::{ApiError, ErrorKind, PushView};
+use crate::api::types::{ApiError, ErrorKind, PushTraffic, PushView};
 use crate::views::running::push_of;
 use crate::world::chain;
 
@@ -84,7 +84,8 @@ fn newer(id: i64, rows: &[PushRow]) -> Newer {
 pub async fn views(core: &Arc<Core>) -> Result<Vec<PushView>, ApiError> {
     let rows = core.ledger.pushes(SHOWN).await.map_err(|e| could_not_ask(&e))?;
     let bug = |why: String| super::control::error(ErrorKind::Bug, why, None);
-    rows.iter().map(|row| push_of(row).map_err(bug)).collect()
+    let view = |row: &PushRow| Ok(PushView { traffic: core.so_far(row.id).map(PushTraffic::from), ..push_of(row)? });
+    rows.iter().map(|row| view(row).map_err(bug)).collect()
 }
 
 /// Drives every push that has not ended, each in a task of its own. Never returns.

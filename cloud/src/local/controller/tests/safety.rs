@@ -67,13 +67,16 @@ fn traffic_is_summed_over_workers_and_outlives_them() {
     bench.serving();
     let group = name("hello-web-v000");
     let report = |bench: &mut Bench, worker, connection, answers, in_flight| {
-        let counts = Traffic { answers, in_flight, buckets: vec![answers], ..Traffic::default() };
+        let timed = Some(Timed { answers, took: Duration::from_millis(answers) });
+        let counts = Traffic { answers, in_flight, buckets: vec![answers], timed, ..Traffic::default() };
         let traffic = BTreeMap::from([(name("hello-web-v000"), counts)]);
         bench.feed(Event::Report { worker, connection, health: [].into(), traffic, in_flight: [].into() });
     };
     let sum = |bench: &Bench| {
         let traffic = &bench.controller.traffic(group.cluster())[&group];
         assert_eq!(traffic.buckets, [traffic.answers]);
+        let took = Duration::from_millis(traffic.answers);
+        assert_eq!(traffic.timed, Some(Timed { answers: traffic.answers, took }));
         (traffic.answers, traffic.in_flight)
     };
     bench.feed(Event::WorkerJoined { worker: 1, connection: 2, life: Some(2) });
