@@ -1,5 +1,6 @@
 """Checks the Terraform example of docs/aws.md: that it parses, that each reference leads to something in it, that nothing is declared in vain, that
-its role may do exactly what `troop aws policy` says and who is leashed needs, and that the group is opted in.
+its role may do exactly what `troop aws policy` says and who is leashed needs, that the group is opted in, and that its instances may read their agents'
+join token and nothing else.
 
     check_terraform.py FOLDER TROOP        # FOLDER: docs/examples/aws; TROOP: the binary
 
@@ -103,6 +104,18 @@ def check_group(things):
     assert "user_data" not in things["aws_launch_template", "checkout"], "no secret has a place there"
 
 
+def check_agents(things):
+    token = things["aws_ssm_parameter", "join"]
+    assert plain(token["type"]) == "SecureString", "the token lies in the open"
+    ignored = one(token["lifecycle"])["ignore_changes"]
+    assert "value" in [plain(name).strip("${}") for name in ignored], "applying it again would take the token away"
+    statement = one(things["data aws_iam_policy_document", "agent"]["statement"])
+    assert [plain(action) for action in statement["actions"]] == ["ssm:GetParameter"], statement
+    assert [plain(on) for on in statement["resources"]] == ["${aws_ssm_parameter.join.arn}"], statement
+    profile = one(things["aws_launch_template", "checkout"]["iam_instance_profile"])
+    assert plain(profile["arn"]) == "${aws_iam_instance_profile.checkout.arn}", profile
+
+
 def main():
     folder, troop = pathlib.Path(sys.argv[1]), sys.argv[2]
     with open(folder / "main.tf", encoding="utf-8") as file:
@@ -111,6 +124,7 @@ def main():
     check_references(tree, things)
     check_policy(folder, things, troop)
     check_group(things)
+    check_agents(things)
     print(f"{folder}/main.tf: {len(things)} declarations, good")
 
 

@@ -140,7 +140,7 @@ async fn connect(endpoint: &Endpoint, token: &str) -> Result<Open, ChannelError>
             Endpoint::Tls { host, port, ca_file } => {
                 let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(ChannelError::Dial)?;
                 let end = stream.peer_addr().map_err(ChannelError::Dial)?;
-                let trust = trust(ca_file.as_ref())?;
+                let trust = trust(ca_file.as_ref(), b"h2")?;
                 let name = ServerName::try_from(host.clone()).map_err(|e| ChannelError::Trust(e.to_string()))?;
                 let stream = trust.connect(name, stream).await.map_err(ChannelError::Dial)?;
                 request(stream, &format!("https://{host}:{port}"), token, vec![end]).await
@@ -207,7 +207,8 @@ async fn read(
     Ok(())
 }
 
-fn trust(ca_file: Option<&PathBuf>) -> Result<tokio_rustls::TlsConnector, ChannelError> {
+/// TLS by these authorities, or by the machine's own, for what `protocol` names in ALPN.
+pub(crate) fn trust(ca_file: Option<&PathBuf>, protocol: &[u8]) -> Result<tokio_rustls::TlsConnector, ChannelError> {
     let bad = |what: String| ChannelError::Trust(what);
     let mut roots = rustls::RootCertStore::empty();
     match ca_file {
@@ -229,6 +230,6 @@ fn trust(ca_file: Option<&PathBuf>) -> Result<tokio_rustls::TlsConnector, Channe
         .map_err(|e| bad(e.to_string()))?
         .with_root_certificates(roots);
     let mut config = config.with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = vec![protocol.to_vec()];
     Ok(tokio_rustls::TlsConnector::from(Arc::new(config)))
 }

@@ -161,11 +161,14 @@ impl HostPolicy {
     }
 
     fn parse_with_join(text: &str) -> Result<(Self, Join), String> {
+        let line = |at: usize| text[..at.min(text.len())].matches('\n').count() + 1;
         let raw: Raw = toml::from_str(text).map_err(|error| {
-            let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-            let at = line.map_or_else(String::new, |line| format!("line {line}: "));
+            let at = error.span().map_or_else(String::new, |span| format!("line {}: ", line(span.start)));
             format!("{at}{}", error.message())
         })?;
+        if let Some((at, what)) = raw.control_plane.as_ref().and_then(RawControlPlane::mistake) {
+            return Err(format!("line {}: {what}", line(at)));
+        }
         let cidr = |text: &String| text.parse::<Cidr>().map_err(|e| format!("`never`: {e}"));
         let never: Result<Vec<Cidr>, String> = raw.never.iter().map(cidr).collect();
         let share = raw.share_max_percent.unwrap_or(SHARE_MAX_PERCENT);
@@ -333,6 +336,12 @@ mod tests {
             ("share_max_percent = 101.0", "no percentage"),
             ("allow_unbacked_undo = 'yes'", "line 1: invalid type"),
             ("[control_plane]\ntoken = 'ab'", "line 2: unknown field `token`"),
+            (
+                "[control_plane]\ntoken_file = '/etc/troop/token'\ntoken_ssm = '/troop/join'",
+                "line 3: `token_ssm` and `token_file` both",
+            ),
+            ("[control_plane]\ntoken_ssm = '/troop join'", "line 2: `token_ssm`: `/troop join` is no name"),
+            ("[control_plane]\ntoken_ssm = ''", "line 2: `token_ssm`: `` is no name"),
             ("[identity]\nkind = 'moon'", "line 2: unknown variant `moon`"),
             ("[identity]\nendpoint = 'http://127.0.0.1:1'", "missing field `kind`"),
         ];

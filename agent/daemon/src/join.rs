@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use toml::Spanned;
 
 use crate::channel::Endpoint;
 use crate::identity::{IMDS, KEY_FILE, Who};
+use crate::parameter::{self, ParameterError};
 use crate::secret::{self, SecretError};
 
 /// Where the token lies unless said otherwise.
@@ -18,6 +20,8 @@ pub struct Join {
     pub url: Option<String>,
     pub ca_file: Option<PathBuf>,
     pub token_file: Option<PathBuf>,
+    /// The name of the parameter of AWS Systems Manager that holds the token instead.
+    pub token_ssm: Option<String>,
     /// What the control plane's site file calls this host's account.
     pub account: Option<String>,
     /// `account/region/instance`.
@@ -32,8 +36,26 @@ pub(crate) struct RawControlPlane {
     url: Option<String>,
     ca_file: Option<PathBuf>,
     token_file: Option<PathBuf>,
+    token_ssm: Option<Spanned<String>>,
     account: Option<String>,
     instance: Option<String>,
+}
+
+impl RawControlPlane {
+    /// What cannot be, where in the file it stands, for people.
+    pub(crate) fn mistake(&self) -> Option<(usize, String)> {
+        let name = self.token_ssm.as_ref()?;
+        let what = match (name.get_ref().as_str(), &self.token_file) {
+            (_, Some(_)) => {
+                "`token_ssm` and `token_file` both say where the token is: leave one of them out".to_owned()
+            }
+            (text, None) if !parameter::is_name(text) => {
+                format!("`token_ssm`: `{}` is no name of a parameter, such as \"/troop/join\"", text.escape_debug())
+            }
+            (_, None) => return None,
+        };
+        Some((name.span().start, what))
+    }
 }
 
 /// The table `identity`.
@@ -62,6 +84,8 @@ pub enum JoinError {
     NoInstance,
     #[error("the instance `{instance}` is named, and `[identity]` finds it out")]
     Twice { instance: String },
+    #[error("the parameter `{parameter}` is read with the role of an EC2 instance, and nothing says that this is one")]
+    NoRole { parameter: String },
     #[error(transparent)]
     Token(#[from] SecretError),
 }
@@ -76,6 +100,9 @@ impl JoinError {
                 "on EC2 write `[identity]` with `kind = \"ec2\"` in agent.toml; elsewhere `instance` in [control_plane], or say `--instance`"
             }
             Self::Twice { .. } => "leave one of them out",
+            Self::NoRole { .. } => {
+                "write `[identity]` with `kind = \"ec2\"` in agent.toml, or `token_file` instead of `token_ssm`"
+            }
             Self::Token(e) => e.hint(),
         }
     }
@@ -85,15 +112,39 @@ impl JoinError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Joining {
     pub to: Endpoint,
-    pub token: String,
+    pub token: Token,
     pub who: Who,
+}
+
+/// Where the token is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Token {
+    /// It was in a file.
+    Here(String),
+    /// In a parameter of this name, for the role of the instance whose metadata service this is.
+    Parameter { name: String, imds: String },
+}
+
+impl Token {
+    /// The token itself.
+    ///
+    /// # Errors
+    /// [`ParameterError`].
+    pub(crate) async fn read(self) -> Result<String, ParameterError> {
+        match self {
+            Self::Here(token) => Ok(token),
+            Self::Parameter { name, imds } => parameter::token(&name, &imds).await,
+        }
+    }
 }
 
 impl Join {
     pub(crate) fn of(control_plane: Option<RawControlPlane>, identity: Option<RawIdentity>) -> Self {
         let none = Self { identity, ..Self::default() };
-        let Some(RawControlPlane { url, ca_file, token_file, account, instance }) = control_plane else { return none };
-        Self { url, ca_file, token_file, account, instance, ..none }
+        let Some(RawControlPlane { url, ca_file, token_file, token_ssm, account, instance }) = control_plane else {
+            return none;
+        };
+        Self { url, ca_file, token_file, token_ssm: token_ssm.map(Spanned::into_inner), account, instance, ..none }
     }
 
     /// What `over` says goes over this.
@@ -102,6 +153,8 @@ impl Join {
         Self {
             url: over.url.or(self.url),
             ca_file: over.ca_file.or(self.ca_file),
+            // A file that is named goes over a parameter.
+            token_ssm: over.token_ssm.or(self.token_ssm.filter(|_| over.token_file.is_none())),
             token_file: over.token_file.or(self.token_file),
             account: over.account.or(self.account),
             instance: over.instance.or(self.instance),
@@ -126,7 +179,11 @@ impl Join {
             (Some(instance), Some(_)) => return Err(JoinError::Twice { instance }),
             (None, None) => return Err(JoinError::NoInstance),
         };
-        let token = secret::token(self.token_file.as_deref().unwrap_or(Path::new(TOKEN_FILE)))?;
+        let token = match (self.token_ssm, &who) {
+            (None, _) => Token::Here(secret::token(self.token_file.as_deref().unwrap_or(Path::new(TOKEN_FILE)))?),
+            (Some(name), Who::Ec2 { endpoint, .. }) => Token::Parameter { name, imds: endpoint.clone() },
+            (Some(parameter), Who::Named(_)) => return Err(JoinError::NoRole { parameter }),
+        };
         Ok(Joining { to, token, who })
     }
 }
@@ -162,7 +219,7 @@ mod tests {
         let file = Join { identity: Some(ec2()), ..told("https://[::1]:7443", &token_file) };
         let joining = file.clone().complete().unwrap();
         assert_eq!(joining.to, Endpoint::Tls { host: "::1".to_owned(), port: 7443, ca_file: None });
-        assert_eq!(joining.token, "ab12");
+        assert_eq!(joining.token, Token::Here("ab12".to_owned()));
         let Who::Ec2 { account, endpoint, key_file } = joining.who else { panic!("not EC2") };
         assert_eq!((account, endpoint.as_str(), key_file.as_path()), (None, IMDS, Path::new(KEY_FILE)));
 
@@ -174,6 +231,20 @@ mod tests {
         assert_eq!(url().under(named).complete().unwrap().who, Who::Named("a/b/i-1".to_owned()));
         assert!(matches!(url().complete(), Err(JoinError::NoInstance)));
         assert!(matches!(Join::default().complete(), Err(JoinError::NoUrl)));
+
+        let in_ssm = Join {
+            token_file: None,
+            token_ssm: Some("/troop/join".to_owned()),
+            ..told("https://a.test:1", &token_file)
+        };
+        let on_ec2 = Join { identity: Some(ec2()), ..in_ssm.clone() };
+        let token = on_ec2.clone().complete().unwrap().token;
+        assert_eq!(token, Token::Parameter { name: "/troop/join".to_owned(), imds: IMDS.to_owned() });
+        let over = Join { token_file: Some(token_file.clone()), ..Join::default() };
+        assert_eq!(on_ec2.under(over).complete().unwrap().token, Token::Here("ab12".to_owned()));
+        let elsewhere = Join { instance: Some("a/b/i-1".to_owned()), ..in_ssm };
+        let error = elsewhere.complete().unwrap_err();
+        assert!(matches!(&error, JoinError::NoRole { parameter } if parameter == "/troop/join"), "{error}");
         for wrong in ["http://a.test:1", "https://a.test", "https://a.test:x", "a.test:1"] {
             let join = Join { identity: Some(ec2()), ..told(wrong, &token_file) };
             assert!(matches!(join.complete(), Err(JoinError::Url { .. })), "{wrong}");

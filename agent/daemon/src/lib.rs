@@ -22,6 +22,7 @@ pub mod netlink;
 pub mod nft;
 mod owner;
 pub mod packet;
+pub mod parameter;
 pub mod plane;
 pub mod planes;
 pub mod secret;

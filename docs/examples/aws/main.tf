@@ -123,11 +123,52 @@ resource "aws_vpc_security_group_egress_rule" "checkout" {
   ip_protocol       = "-1"
 }
 
+# The join token of the agents on its instances (`token_ssm` of agent.toml), and the one thing that their role may do with it.
+
+resource "aws_ssm_parameter" "join" {
+  name        = "/troop/join"
+  description = "What `troop agents --token` prints; put there with `aws ssm put-parameter --overwrite`, so that no state file holds it"
+  type        = "SecureString"
+  value       = "not yet"
+
+  lifecycle {
+    ignore_changes = [value]
+  }
+}
+
+data "aws_iam_policy_document" "agent" {
+  statement {
+    actions   = ["ssm:GetParameter"]
+    resources = [aws_ssm_parameter.join.arn]
+  }
+}
+
+resource "aws_iam_role" "checkout" {
+  name               = "checkout-web"
+  description        = "The service's instances"
+  assume_role_policy = data.aws_iam_policy_document.troop_trust.json
+}
+
+resource "aws_iam_role_policy" "agent" {
+  name   = "troop-agent"
+  role   = aws_iam_role.checkout.id
+  policy = data.aws_iam_policy_document.agent.json
+}
+
+resource "aws_iam_instance_profile" "checkout" {
+  name = "checkout-web"
+  role = aws_iam_role.checkout.name
+}
+
 resource "aws_launch_template" "checkout" {
   name                   = "checkout-web"
   image_id               = var.image_id
   instance_type          = "t3.micro"
   vpc_security_group_ids = [aws_security_group.checkout.id]
+
+  iam_instance_profile {
+    arn = aws_iam_instance_profile.checkout.arn
+  }
 
   # Version 2 of the metadata service alone. An agent in a container needs a hop limit of 2.
   metadata_options {

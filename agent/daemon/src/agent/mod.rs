@@ -20,6 +20,7 @@ use crate::identity::{self, IdentityError, Own};
 use crate::join::Joining;
 use crate::keep::{Keep, KeepError};
 use crate::netlink::{Netlink, NetlinkError};
+use crate::parameter::ParameterError;
 use crate::plane::{By, Plane};
 use crate::undo::{Journal, JournalError, Place, Report};
 use carry::Agent;
@@ -49,6 +50,8 @@ pub enum AgentError {
     Journal(#[from] JournalError),
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Token(#[from] ParameterError),
     #[error("could not open netlink")]
     Netlink(#[from] NetlinkError),
     #[error("could not {0}")]
@@ -64,6 +67,7 @@ impl AgentError {
             Self::Config(e) => e.hint(),
             Self::Keep(e) => e.hint(),
             Self::Identity(e) => e.hint(),
+            Self::Token(e) => e.hint(),
             Self::Journal(_) => "without a journal nothing is changed; make room, or mend its folder",
             Self::Netlink(_) | Self::System(..) => "`troop-agent probe` says what this host lacks",
             Self::Left { .. } => "`troop-agent heal` says what stands in the way",
@@ -150,6 +154,7 @@ pub async fn run(setup: Setup) -> Result<(), AgentError> {
     keep.keep(&table)?;
     let Joining { to, token, who } = setup.joining.clone();
     let own = identity::find(&who).await?;
+    let token = token.read().await?;
     let found = crate::planes::available(&policy);
     let capabilities = capabilities(&found.planes, found.lacks, &policy);
     let (tell, mut told) = mpsc::channel(64);

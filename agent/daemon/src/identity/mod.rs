@@ -2,7 +2,7 @@
 //!
 //! Both are had once, at the start, before anything is changed here; without them the agent ends, and whoever started it starts it again.
 
-mod imds;
+pub(crate) mod imds;
 mod key;
 
 use std::path::PathBuf;
@@ -122,4 +122,4 @@ async fn find_within(who: &Who, patience: Patience) -> Result<Own, IdentityError
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -21,8 +21,8 @@ const DOCUMENT: &str =
     "{\n  \"accountId\" : \"123456789012\",\n  \"region\" : \"us-east-1\",\n  \"instanceId\" : \"i-0abc\"\n}";
 
 /// Answers as EC2 does: nothing without a token, which only a PUT with its lifetime gets.
-struct Service {
-    endpoint: String,
+pub(crate) struct Service {
+    pub(crate) endpoint: String,
     _serving: Serving,
 }
 
@@ -36,7 +36,7 @@ impl Drop for Serving {
 }
 
 impl Service {
-    async fn start(pages: &[(&'static str, &str)]) -> Self {
+    pub(crate) async fn start(pages: &[(&'static str, &str)]) -> Self {
         let pages: BTreeMap<&str, String> = pages.iter().map(|(path, text)| (*path, (*text).to_owned())).collect();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
