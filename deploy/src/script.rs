@@ -1,5 +1,6 @@
 //! The steps of each phase, in order. What `--plan` prints is made by [`planned`] from the same lists as what runs.
 
+use std::fmt;
 use std::time::Duration;
 
 use troop_policies::inventory::{Group, Inventory};
@@ -209,20 +210,38 @@ fn drop_override_step(group: GroupName) -> Step {
     Step::OverrideGroup { group, out_of_service: false }
 }
 
-/// The steps of a push that goes well, in words, from the world as it is before it begins (invariant I19).
-pub fn planned(push: &Push, inventory: &Inventory) -> Vec<String> {
+/// What a push is going to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Planned {
+    Step(Step),
+    /// What it waits for meanwhile, for people.
+    Wait(String),
+}
+
+impl fmt::Display for Planned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Step(step) => step.fmt(f),
+            Self::Wait(text) => text.fmt(f),
+        }
+    }
+}
+
+/// The steps of a push that goes well, from the world as it is before it begins (invariant I19).
+pub fn planned(push: &Push, inventory: &Inventory) -> Vec<Planned> {
     let mut lines = steps_of(Phase::Create, push, inventory);
     let settings = &push.settings;
-    lines.push(format!("wait until {} is ready by 7 checks, at most {}", push.group(), span(settings.ready_within)));
-    lines.push(flip(push).to_string());
+    let ready = format!("wait until {} is ready by 7 checks, at most {}", push.group(), span(settings.ready_within));
+    lines.push(Planned::Wait(ready));
+    lines.push(Planned::Step(flip(push)));
     lines.extend(disable_old(push, inventory));
     let way_back = push.previous_group().map(|old| format!("; {old} stays warm and pinned")).unwrap_or_default();
-    lines.push(format!(
+    lines.push(Planned::Wait(format!(
         "soak for {}, then watch for {}: back if over {} % of at least 50 answers in 10 s are errors{way_back}",
         span(settings.soak),
         span(settings.watch),
         settings.errors_above
-    ));
+    )));
     lines.extend(destroy_old(push));
     lines
 }
@@ -238,21 +257,21 @@ fn span(duration: Duration) -> String {
     }
 }
 
-/// The steps of going back, in words, as the world is now.
-pub fn planned_back(push: &Push, inventory: &Inventory) -> Vec<String> {
+/// The steps of going back, as the world is now.
+pub fn planned_back(push: &Push, inventory: &Inventory) -> Vec<Planned> {
     if push.phase.is_before_flip() {
         return steps_of(Phase::Cancel, push, inventory);
     }
     let mut lines = steps_of(Phase::BackEnable, push, inventory);
     if let Some(step) = flip_back(push) {
-        lines.push(format!("wait until {} is ready", step.group()));
-        lines.push(step.to_string());
+        lines.push(Planned::Wait(format!("wait until {} is ready", step.group())));
+        lines.push(Planned::Step(step));
     }
     let group = push.group().clone();
     if inventory.groups.get(&group).is_some_and(|g| g.registry_required) {
-        lines.push(Step::OverrideGroup { group: group.clone(), out_of_service: true }.to_string());
+        lines.push(Planned::Step(Step::OverrideGroup { group: group.clone(), out_of_service: true }));
     }
-    lines.push(Step::Disable { group, drain: push.settings.drain }.to_string());
+    lines.push(Planned::Step(Step::Disable { group, drain: push.settings.drain }));
     // As the old group will be then, not as it is now.
     let old = push.previous_group().and_then(|old| inventory.groups.get(old)).map(|old| Group {
         size: match need(Action::RestoreOld, push, inventory) {
@@ -262,7 +281,7 @@ pub fn planned_back(push: &Push, inventory: &Inventory) -> Vec<String> {
         ..old.clone()
     });
     if let Need::Step(step) = unpin(push, old.as_ref()) {
-        lines.push(step.to_string());
+        lines.push(Planned::Step(step));
     }
     lines
 }
@@ -275,26 +294,26 @@ pub(crate) fn flip_back(push: &Push) -> Option<Step> {
     push.previous_group().map(|to| Step::Flip { cluster: push.cluster.clone(), to: to.clone() })
 }
 
-fn steps_of(phase: Phase, push: &Push, inventory: &Inventory) -> Vec<String> {
+fn steps_of(phase: Phase, push: &Push, inventory: &Inventory) -> Vec<Planned> {
     let step = |action: &Action| match need(*action, push, inventory) {
-        Need::Step(step) => Some(step.to_string()),
+        Need::Step(step) => Some(Planned::Step(step)),
         Need::Nothing | Need::Wait(_) | Need::Never(_) => None,
     };
     actions(phase).iter().filter_map(step).collect()
 }
 
 /// What happens to the old group once it no longer serves.
-fn disable_old(push: &Push, inventory: &Inventory) -> Vec<String> {
+fn disable_old(push: &Push, inventory: &Inventory) -> Vec<Planned> {
     let Some(old) = push.previous_group().and_then(|name| inventory.groups.get(name)) else { return Vec::new() };
     let out = Step::OverrideGroup { group: old.name.clone(), out_of_service: true };
     let disable = Step::Disable { group: old.name.clone(), drain: push.settings.drain };
     let out = old.registry_required.then_some(out);
-    out.into_iter().chain([disable]).map(|step| step.to_string()).collect()
+    out.into_iter().chain([disable]).map(Planned::Step).collect()
 }
 
-fn destroy_old(push: &Push) -> Vec<String> {
+fn destroy_old(push: &Push) -> Vec<Planned> {
     let Some(old) = push.previous_group() else { return Vec::new() };
-    vec![Step::Destroy { group: old.clone() }.to_string(), drop_override_step(old.clone()).to_string()]
+    [Step::Destroy { group: old.clone() }, drop_override_step(old.clone())].map(Planned::Step).into()
 }
 
 /// How many instances of a group serve now and are hurt by no open act; none where the registry's word is needed and missing.

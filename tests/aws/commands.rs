@@ -61,6 +61,7 @@ async fn policies_are_checked_against_the_groups_of_every_account() {
     let [exception] = &warnings(hello)[..] else { panic!("{report:#}") };
     assert!(exception.starts_with("exception at ") && exception.ends_with(" matches nothing"), "{exception}");
     assert_eq!(ghost["groups"], 0, "{report:#}");
+    assert_eq!(report["unknown_groups"], Value::Array(Vec::new()), "{report:#}");
     assert_eq!(warnings(ghost), ["matches nothing: no group of this app runs"], "{report:#}");
     let table = troop(&keys, &check);
     let text = String::from_utf8_lossy(&table.stdout).into_owned();

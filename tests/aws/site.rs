@@ -236,7 +236,11 @@ async fn pester(core: &Arc<Core>, image: &str) {
         drain: None,
         plan: false,
     };
-    assert_eq!(control.deploy(deploy, ana()).await.unwrap_err().kind, ErrorKind::Refused);
+    assert_eq!(control.deploy(deploy.clone(), ana()).await.unwrap_err().kind, ErrorKind::Refused);
+    let planned = control.deploy(DeployRequest { plan: true, ..deploy }, ana()).await.unwrap();
+    assert!(planned.leashed.is_some_and(|why| why.starts_with("leashed (site)")) && planned.push.is_none());
+    let creates = |call: &String| call.starts_with("autoscaling:CreateAutoScalingGroup ");
+    assert!(planned.calls.iter().flat_map(|step| &step.calls).any(creates));
     assert_eq!(control.instances().await.unwrap().len(), 3);
     assert!(!control.explain(CLUSTER).await.unwrap().is_empty());
     assert_eq!(control.images().await.unwrap().len(), 1);

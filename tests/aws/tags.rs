@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use troop::api::types::{Actor, ControlPlane as _, ErrorKind, KillRequest};
-use troop::demo::aws::front::Front;
+use troop::api::types::{Actor, ControlPlane as _, DeployRequest, ErrorKind, KillRequest};
+use troop::demo::aws::front::{Front, changing};
 use troop::serve::control::Control;
 use troop_cloud::Cloud as _;
 use troop_cloud::aws::operator::{Operator, OtherGroup};
@@ -79,6 +79,38 @@ async fn a_kill_on_demand_in_a_group_that_is_known_by_its_tags_names_the_real_on
     let read = operator.scaling.describe_auto_scaling_groups().auto_scaling_group_names(REAL).send().await.unwrap();
     let tags = read.auto_scaling_groups()[0].tags();
     assert!(tags.iter().any(|tag| tag.key() == Some("troop:mark")), "{tags:?}");
+
+    // A push of it, planned: the new group is named by its cluster, the old one by its own name, to its end.
+    let deploy = DeployRequest {
+        cluster: CLUSTER.parse().unwrap(),
+        image: stage.brought.images[0].to_string(),
+        location: None,
+        team: None,
+        size: None,
+        watch: None,
+        soak: None,
+        ready_within: None,
+        errors_above: None,
+        drain: None,
+        plan: true,
+    };
+    let before = stage.front.calls();
+    let planned = control.deploy(deploy, ana()).await.unwrap();
+    assert_eq!((planned.push, planned.group.as_str()), (None, "hello-web-v000"), "{planned:#?}");
+    let of = |start: &str| {
+        let found = planned.calls.iter().find(|calls| calls.step.starts_with(start));
+        found.map(|calls| calls.calls.clone()).unwrap_or_else(|| panic!("no {start}: {planned:#?}"))
+    };
+    for (step, call) in [
+        ("create hello-web-v000", "autoscaling:CreateAutoScalingGroup hello-web-v000".to_owned()),
+        ("flip", format!("autoscaling:SuspendProcesses {REAL}, unless they are suspended by then")),
+        ("disable hello-web,", format!("autoscaling:CreateOrUpdateTags {REAL} troop:disabled")),
+        ("destroy hello-web", format!("autoscaling:DeleteAutoScalingGroup {REAL}")),
+    ] {
+        assert!(of(step).contains(&call), "{step}: {:#?}", of(step));
+    }
+    assert!(planned.calls.iter().all(|calls| planned.steps.contains(&calls.step)), "{planned:#?}");
+    assert_eq!(changing(&stage.front.calls()), changing(&before), "a plan changes nothing");
 
     // A copy with the same tags: nobody knows which one is meant, so nobody is hurt.
     let subnets = &stage.brought.settings.first.as_ref().unwrap().subnets;

@@ -66,7 +66,7 @@ impl Memory {
         let mut last = self.names.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let told = last.as_ref().map(|last| last.notes.as_slice()).unwrap_or_default();
         for note in names.notes.iter().filter(|note| !told.contains(note)) {
-            tracing::warn!(%region, note, "a group is not known");
+            tracing::info!(%region, note, "a group is not known");
         }
         *last = Some(names);
     }

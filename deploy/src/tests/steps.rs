@@ -10,7 +10,7 @@ use super::stage::{Driver, World, begin, cluster, group};
 use crate::machine::Newer;
 use crate::push::{Phase, Push, Settings};
 use crate::rollback::{self, Answer};
-use crate::script::{self, Action, Need, need};
+use crate::script::{self, Action, Need, Planned, need};
 
 #[test]
 fn the_way_back_is_planned_as_it_runs() {
@@ -24,7 +24,8 @@ fn the_way_back_is_planned_as_it_runs() {
         driver.run(&mut world, until);
         world.group_mut(1).size.desired = desired;
         let planned = script::planned_back(&driver.push, &world.inventory);
-        let planned: Vec<_> = planned.into_iter().filter(|line| !line.starts_with("wait")).collect();
+        let is_step = |planned: &&Planned| matches!(planned, Planned::Step(_));
+        let planned: Vec<String> = planned.iter().filter(is_step).map(ToString::to_string).collect();
         let (Answer::GoesBack(push) | Answer::Cancelled(push)) =
             rollback::ask(&driver.push, Newer::None, "fire", world.now)
         else {
@@ -59,7 +60,7 @@ fn a_plan_says_its_times_as_people_do() {
         let settings = Settings { ready_within: Duration::from_millis(millis), ..push.settings };
         let planned = script::planned(&Push { settings, ..push }, &world.inventory);
         let expected = format!("wait until hello-web-v001 is ready by 7 checks, at most {told}");
-        assert!(planned.contains(&expected), "{planned:#?}");
+        assert!(planned.contains(&Planned::Wait(expected)), "{planned:#?}");
     }
 }
 

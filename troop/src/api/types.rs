@@ -170,6 +170,21 @@ pub struct DeployAnswer {
     pub image: ImageId,
     pub size: u32,
     pub steps: Vec<String>,
+    /// Of a plan, why nothing of it would be done now, where the site's leash is on.
+    #[serde(default)]
+    pub leashed: Option<String>,
+    /// Of a plan, the cloud's API calls that its steps will make, where the cloud has such.
+    #[serde(default)]
+    pub calls: Vec<StepCalls>,
+}
+
+/// The calls that a step will make.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepCalls {
+    /// As it stands among the steps.
+    pub step: String,
+    /// In their order, as the cloud names them.
+    pub calls: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -188,6 +203,9 @@ pub struct RollbackAnswer {
     /// What will happen: `cancelled, no traffic moves` or `traffic goes back to checkout-web-v041`.
     pub effect: String,
     pub steps: Vec<String>,
+    /// As of [`DeployAnswer`].
+    #[serde(default)]
+    pub calls: Vec<StepCalls>,
 }
 
 /// One push, for `troop pushes` and live progress.

@@ -55,7 +55,7 @@ pub(super) struct DeployArgs {
     /// How long open connections to the old group may take to end [default: 30s]
     #[arg(long, value_name = "DURATION", value_parser = args::span, help_heading = "Safety")]
     drain: Option<Duration>,
-    /// Only print the steps
+    /// Only print the steps, and the API calls that each will make
     #[arg(long, help_heading = "Safety")]
     plan: bool,
     /// Do not follow the push
@@ -79,7 +79,7 @@ pub(super) struct RollbackArgs {
     /// Why, for the ledger
     #[arg(long, value_name = "WORDS", value_parser = args::reason, required_unless_present = "plan", help_heading = "Safety")]
     reason: Option<String>,
-    /// Only print the steps
+    /// Only print the steps, and the API calls that each will make
     #[arg(long, help_heading = "Safety")]
     plan: bool,
     /// Do not follow it
@@ -107,6 +107,11 @@ pub(super) async fn deploy(cx: &Context, args: DeployArgs) -> Result<Code, CliEr
     };
     let answer: DeployAnswer = client.post("deploy", &request, DEPLOY_WITHIN).await?;
     tell(&answer, args.output, running::deploy);
+    if let Some(why) = answer.leashed {
+        return Err(CliError::new(Code::Refused, format!("{why}; nothing of it is done")).hint(
+            "`troop status` shows what is missing; `leashed = false` in the site file, once what it would do is what you want",
+        ));
+    }
     match answer.push {
         Some(push) if !args.detach => followed(&client, push, &answer.cluster, Goal::Serving, args.output).await,
         Some(_) => {

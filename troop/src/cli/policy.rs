@@ -80,6 +80,8 @@ struct Report<'a> {
     files: Vec<FileReport<'a>>,
     apps: &'a [AppRow],
     drills: &'a [DrillRow],
+    /// Groups of the cloud that are not known though they could be, and why.
+    unknown_groups: &'a [String],
 }
 
 #[derive(Debug, Serialize)]
@@ -142,10 +144,13 @@ fn check(cx: &Context, args: &CheckArgs) -> Result<Code, CliError> {
         Some(Against::Local) | None => args.site.as_deref(),
     };
     let site = path.map(|path| site::read(Some(path)).map(|read| (path, read.site))).transpose()?;
-    let inventories = match (args.against, &site) {
-        (Some(Against::Local), _) => Some(context::block_on(ask(&cx.state()?))?),
-        (Some(Against::Aws), Some((path, site))) => Some(ask_aws(path, site)?),
-        (Some(Against::Aws) | None, _) => None,
+    let (inventories, unknown) = match (args.against, &site) {
+        (Some(Against::Local), _) => (Some(context::block_on(ask(&cx.state()?))?), Vec::new()),
+        (Some(Against::Aws), Some((path, site))) => {
+            let (inventories, unknown): (Vec<_>, Vec<_>) = ask_aws(path, site)?.into_iter().unzip();
+            (Some(inventories), unknown.concat())
+        }
+        (Some(Against::Aws) | None, _) => (None, Vec::new()),
     };
     if let Some((_, site)) = &site {
         for file in &mut files {
@@ -158,7 +163,7 @@ fn check(cx: &Context, args: &CheckArgs) -> Result<Code, CliError> {
     let bad = policy_files::tell(&files);
     if args.output.is_json() {
         let reports = files.iter().map(report).collect();
-        ui::json(&Report { schema: 1, files: reports, apps: &rows, drills: &drills });
+        ui::json(&Report { schema: 1, files: reports, apps: &rows, drills: &drills, unknown_groups: &unknown });
     } else if rows.is_empty() && bad == 0 {
         ui::note("no app stands in these policies: nothing is opted in");
     } else if !rows.is_empty() {
@@ -167,6 +172,7 @@ fn check(cx: &Context, args: &CheckArgs) -> Result<Code, CliError> {
             ui::line(&policy::drills(&drills));
         }
     }
+    unknown.iter().for_each(|note| ui::note(note));
     refused.iter().for_each(|why| ui::note(&format!("error: {why}")));
     if bad > 0 {
         return Err(policy_files::bad(&files));
@@ -215,9 +221,10 @@ async fn ask(state: &StateDir) -> Result<Vec<Inventory>, CliError> {
     Ok(inventories)
 }
 
-/// Every region of every account of the site. All of them, or none: what cannot be seen is not "matches nothing".
+/// Every region of every account of the site, and what of its groups is not known. All of them, or none: what cannot be seen is not
+/// "matches nothing".
 #[cfg(feature = "aws")]
-fn ask_aws(path: &Path, site: &Site) -> Result<Vec<Inventory>, CliError> {
+fn ask_aws(path: &Path, site: &Site) -> Result<Vec<(Inventory, Vec<String>)>, CliError> {
     aws::has_accounts(path, site)?;
     context::block_on(async {
         let clouds = crate::accounts::aws_clouds(site).await;
@@ -225,10 +232,8 @@ fn ask_aws(path: &Path, site: &Site) -> Result<Vec<Inventory>, CliError> {
         let places = clouds.iter().flat_map(|cloud| cloud.regions().iter().map(move |region| (cloud, region)));
         let asked = places.map(|(cloud, region)| async move {
             let inventory = cloud.inventory(region).await?;
-            for note in cloud.groups_in_doubt(region).await {
-                ui::note(&format!("{}/{region}: {note}", cloud.account()));
-            }
-            Ok(inventory)
+            let doubts = cloud.groups_in_doubt(region).await.into_iter();
+            Ok((inventory, doubts.map(|doubt| format!("{}/{region}: {doubt}", cloud.account())).collect()))
         });
         let all: Result<Vec<_>, CloudError> = futures::future::join_all(asked).await.into_iter().collect();
         all.map_err(|e| CliError::of(Code::Unavailable, &e).hint("`troop aws doctor` says what is missing"))
@@ -236,7 +241,7 @@ fn ask_aws(path: &Path, site: &Site) -> Result<Vec<Inventory>, CliError> {
 }
 
 #[cfg(not(feature = "aws"))]
-fn ask_aws(_path: &Path, _site: &Site) -> Result<Vec<Inventory>, CliError> {
+fn ask_aws(_path: &Path, _site: &Site) -> Result<Vec<(Inventory, Vec<String>)>, CliError> {
     Err(context::no_aws())
 }
 

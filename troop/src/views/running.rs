@@ -6,7 +6,7 @@ use troop_ledger::PushRow;
 
 use super::time;
 use crate::api::types::{
-    AgentView, DeployAnswer, ImageView, InstanceView, KillAnswer, PushTraffic, PushView, RollbackAnswer,
+    AgentView, DeployAnswer, ImageView, InstanceView, KillAnswer, PushTraffic, PushView, RollbackAnswer, StepCalls,
 };
 use crate::ui;
 
@@ -171,13 +171,24 @@ pub fn deploy(answer: &DeployAnswer) -> String {
     let what = format!("{}, {from}, {} instances of {}", answer.group, answer.size, answer.image);
     match answer.push {
         Some(push) => format!("push {push}  {what}"),
-        None => [vec![format!("would push {what}")], steps(&answer.steps)].concat().join("\n"),
+        None => [vec![format!("would push {what}")], with_calls(&answer.steps, &answer.calls)].concat().join("\n"),
     }
 }
 
 pub fn rollback(answer: &RollbackAnswer, is_plan: bool) -> String {
     let first = format!("push {}{}: {}", answer.push, if is_plan { ", planned" } else { "" }, answer.effect);
-    if is_plan { [vec![first], steps(&answer.steps)].concat().join("\n") } else { first }
+    if is_plan { [vec![first], with_calls(&answer.steps, &answer.calls)].concat().join("\n") } else { first }
+}
+
+/// Each step, and below it the calls that it will make.
+fn with_calls(all: &[String], calls: &[StepCalls]) -> Vec<String> {
+    let (mut lines, mut calls) = (Vec::new(), calls.iter().peekable());
+    for line in steps(all) {
+        let of_it = calls.next_if(|calls| line.ends_with(&format!(". {}", calls.step)));
+        lines.push(line);
+        lines.extend(of_it.iter().flat_map(|of_it| &of_it.calls).map(|call| format!("     call {call}")));
+    }
+    lines
 }
 
 fn steps(steps: &[String]) -> Vec<String> {
@@ -250,6 +261,28 @@ PUSH  GROUP           FROM            IMAGE           BY   STARTED (UTC)        
 INSTANCE  GROUP           VERSION  ZONE  ADDRESS          LIFECYCLE   REGISTRY  HEALTH   TRAFFIC  UP FOR
 i-4f21    hello-web-v001  -        r1b   10.77.2.11:7001  in service  UP        healthy  serving  5 min 3 s"
         );
+    }
+
+    #[test]
+    fn a_planned_push_prints_the_calls_of_each_step_below_it() {
+        let steps = ["create", "wait until it is ready", "flip", "flip"].map(str::to_owned);
+        let of = |step: &str, calls: &[&str]| StepCalls {
+            step: step.to_owned(),
+            calls: calls.iter().map(|call| (*call).to_owned()).collect(),
+        };
+        let calls = [of("create", &["a:B c", "a:D e"]), of("flip", &["a:F"]), of("flip", &["a:G"])];
+        let expected = [
+            "  1. create",
+            "     call a:B c",
+            "     call a:D e",
+            "  2. wait until it is ready",
+            "  3. flip",
+            "     call a:F",
+            "  4. flip",
+            "     call a:G",
+        ];
+        assert_eq!(with_calls(&steps, &calls), expected);
+        assert_eq!(with_calls(&steps[..1], &[]), ["  1. create"]);
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub(super) async fn calls(place: &Place, snapshot: &Snapshot, step: &Step) -> Re
         Step::Terminate { group, instance, kill } => list.terminate(group, instance.as_str(), *kill),
         Step::CreateGroup { group } => list.create(group).await?,
         Step::Resize { group, .. } => list.resize(group),
-        Step::Flip { cluster, to } => list.flip(cluster, to)?,
+        Step::Flip { cluster, to } => list.flip(cluster, to).await?,
         Step::Enable { group } => list.enable(group),
         Step::Disable { group, .. } => list.disable(group),
         Step::Destroy { group } => list.destroy(group),
@@ -155,8 +155,15 @@ impl List<'_> {
         }
     }
 
-    fn flip(&mut self, cluster: &ClusterName, to: &GroupName) -> Result<(), Stop> {
-        let route = flip::route(self.snapshot, cluster)?;
+    async fn flip(&mut self, cluster: &ClusterName, to: &GroupName) -> Result<(), Stop> {
+        let route = if self.snapshot.groups.contains_key(to) || flip::led_by(self.snapshot, cluster)?.is_some() {
+            flip::route(self.snapshot, cluster)?.clone()
+        } else {
+            // The cluster's first group is itself only planned: it will be in the route that is tagged for it.
+            let routes = &self.snapshot.balancing.routes;
+            let tagged = balancing::tagged_route(&self.place.wire, routes, cluster.as_str()).await;
+            tagged.map_err(Stop::unseen)?.ok_or_else(|| flip::led_by_none(cluster))?
+        };
         self.look();
         for name in flip::who_has_it(self.snapshot, to) {
             self.pause(name);

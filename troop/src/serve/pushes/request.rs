@@ -9,7 +9,7 @@ use troop_cloud::{CloudError, Image};
 use troop_deploy::machine::holds_lock;
 use troop_deploy::push::{Phase, Push, Settings};
 use troop_deploy::rollback::{Answer, ask, is_open};
-use troop_deploy::script;
+use troop_deploy::script::{self, Planned};
 use troop_deploy::start::{self, Asked, NotStarted};
 use troop_ledger::{LedgerError, PushRow, Taken};
 use troop_policies::inventory::Inventory;
@@ -17,7 +17,9 @@ use troop_policies::situation::SiteLeash;
 use troop_policies::{GroupName, ImageId, Location};
 
 use super::{LOOKED_AT, holder, key, newer, number, number_of, parse};
-use crate::api::types::{Actor, ApiError, DeployAnswer, DeployRequest, ErrorKind, RollbackAnswer, RollbackRequest};
+use crate::api::types::{
+    Actor, ApiError, DeployAnswer, DeployRequest, ErrorKind, RollbackAnswer, RollbackRequest, StepCalls,
+};
 use crate::records::{REQUEST_ROLLBACK, Record, RollbackBody};
 use crate::serve::control::{SCHEMA, could_not_ask, error};
 use crate::serve::core::{Core, body, event};
@@ -33,6 +35,12 @@ const DESTROY_LOOKED_AT_EVERY: Duration = Duration::from_millis(250);
 /// # Errors
 /// [`ApiError`]: refused by a leash, a halt, another push or another team; or something could not be asked.
 pub async fn start(core: &Arc<Core>, request: DeployRequest, actor: Actor) -> Result<DeployAnswer, ApiError> {
+    let leashed = match off_the_leash(core) {
+        Ok(()) => None,
+        // A plan changes nothing; an image that is stored first would.
+        Err(why) if request.plan && !is_path(&request.image) => Some(why.message),
+        Err(why) => return Err(why),
+    };
     may_begin(core)?;
     let at = location(&look(core).await, &request)?;
     let image = image(core, &at, &request.image).await?;
@@ -47,24 +55,28 @@ pub async fn start(core: &Arc<Core>, request: DeployRequest, actor: Actor) -> Re
                 tokio::time::sleep(DESTROY_LOOKED_AT_EVERY).await;
             }
             Err(NotBegun::For(error)) => return Err(error),
-            Ok(answer) => return Ok(answer),
+            Ok(answer) => return Ok(DeployAnswer { leashed, ..answer }),
         }
     }
 }
 
-/// Leash, halt and secret: what forbids every new push.
-fn may_begin(core: &Core) -> Result<(), ApiError> {
+/// Whether the site's leash lets a push begin.
+fn off_the_leash(core: &Core) -> Result<(), ApiError> {
     match core.leash() {
-        SiteLeash::Off => {}
+        SiteLeash::Off => Ok(()),
         SiteLeash::On => {
             let hint = Some("`leashed = false` in the site file, then a restart, unleashes it");
-            return Err(error(ErrorKind::Refused, "leashed (site): a push would change something", hint));
+            Err(error(ErrorKind::Refused, "leashed (site): a push would change something", hint))
         }
         SiteLeash::NotYet { missing } => {
             let message = format!("leashed (site) until it is ready: {missing}");
-            return Err(error(ErrorKind::Refused, message, Some("`troop status` shows what is missing")));
+            Err(error(ErrorKind::Refused, message, Some("`troop status` shows what is missing")))
         }
     }
+}
+
+/// Halt and secret: what forbids every new push, a plan of one as well.
+fn may_begin(core: &Core) -> Result<(), ApiError> {
     if core.is_halted() {
         let hint = Some("`troop status` says by whom and why");
         return Err(error(ErrorKind::Refused, "halted: nothing new starts", hint));
@@ -95,6 +107,9 @@ async fn try_start(
     image: &Image,
     actor: &Actor,
 ) -> Result<DeployAnswer, NotBegun> {
+    if !request.plan {
+        off_the_leash(core)?;
+    }
     may_begin(core)?;
     let seen = look(core).await;
     let inventory = picture(&seen, at)?;
@@ -123,7 +138,7 @@ async fn try_start(
     };
     let push = start::start(&asked, inventory, &seen.statuses(), &spoken_of(&rows), core.now())
         .map_err(|why| not_started(&why))?;
-    let steps = script::planned(&push, inventory);
+    let planned = script::planned(&push, inventory);
     let held = tx.locks().await.map_err(|e| could_not_ask(&e))?.into_iter().find(|row| row.name == lock);
     if let Some(held) = held {
         let message = format!("{} holds `{}`: one changing operation at a time", held.holder, request.cluster);
@@ -132,7 +147,13 @@ async fn try_start(
         let refused = error(ErrorKind::Refused, message, Some(&hint));
         return Err(if destroys(&held.holder, &rows) { NotBegun::WhileDestroying(refused) } else { refused.into() });
     }
-    let number = if request.plan { None } else { Some(begin(tx, &push).await.map_err(|e| could_not_ask(&e))?) };
+    let (number, calls) = if request.plan {
+        // Nobody waits for the ledger while the cloud is asked.
+        drop(tx);
+        (None, calls(core, at, &planned).await?)
+    } else {
+        (Some(begin(tx, &push).await.map_err(|e| could_not_ask(&e))?), Vec::new())
+    };
     Ok(DeployAnswer {
         schema: SCHEMA,
         push: number,
@@ -141,8 +162,28 @@ async fn try_start(
         previous: push.previous_group().cloned(),
         image: push.image.clone(),
         size: push.size,
-        steps,
+        steps: planned.iter().map(ToString::to_string).collect(),
+        calls,
+        leashed: None,
     })
+}
+
+/// The calls that the steps of a plan will make, of those that make any. What would be refused as things are now is told in its place: an earlier
+/// step may change that.
+async fn calls(core: &Core, at: &Location, planned: &[Planned]) -> Result<Vec<StepCalls>, ApiError> {
+    let mut all = Vec::new();
+    for step in planned {
+        let Planned::Step(step) = step else { continue };
+        let calls = match core.world.calls_for(at, step).await {
+            Ok(calls) => calls,
+            Err(CloudError::Refused { why, .. }) => vec![format!("none as things are now: {why}")],
+            Err(e @ (CloudError::Unreachable { .. } | CloudError::Garbled { .. })) => return Err(could_not_ask(&e)),
+        };
+        if !calls.is_empty() {
+            all.push(StepCalls { step: step.to_string(), calls });
+        }
+    }
+    Ok(all)
 }
 
 /// How long the push soaks: as long as it takes there to judge traffic at all, or as long as was asked for.
@@ -229,9 +270,13 @@ fn picture<'a>(seen: &'a Look, at: &Location) -> Result<&'a Inventory, ApiError>
         .map_err(|why| error(ErrorKind::CouldNotAsk, format!("the inventory of {at} cannot be used: {why}"), None))
 }
 
+fn is_path(text: &str) -> bool {
+    text.contains('/') || Path::new(text).exists()
+}
+
 /// The image that was asked for: a path is stored first, an id must be stored.
 async fn image(core: &Core, at: &Location, text: &str) -> Result<Image, ApiError> {
-    if text.contains('/') || Path::new(text).exists() {
+    if is_path(text) {
         return core.world.import_image(at, Path::new(text)).await.map_err(|e| {
             // What the cloud refuses it says with what to do, a full disk as well as a missing manifest.
             let kind = match &e {
@@ -319,11 +364,16 @@ pub async fn rollback(core: &Arc<Core>, request: RollbackRequest, actor: Actor) 
             "as soon as the step in flight has its outcome: back if it has flipped, given up if not".to_owned()
         }
     };
-    let steps = inventory.map(|inventory| script::planned_back(&push, inventory)).unwrap_or_default();
-    if !request.plan {
+    let planned = inventory.map(|inventory| script::planned_back(&push, inventory)).unwrap_or_default();
+    let calls = if request.plan {
+        drop(tx);
+        calls(core, &push.location(), &planned).await?
+    } else {
         record(tx, id, &request, &actor).await.map_err(|e| could_not_ask(&e))?;
-    }
-    Ok(RollbackAnswer { schema: SCHEMA, push: number(id), effect, steps })
+        Vec::new()
+    };
+    let steps = planned.iter().map(ToString::to_string).collect();
+    Ok(RollbackAnswer { schema: SCHEMA, push: number(id), effect, steps, calls })
 }
 
 /// The pushes of the cluster that is meant, newest first; none where nothing of it is open.
