@@ -366,6 +366,11 @@ fn left_alone(app: &AppPolicy, group: &Group) -> Vec<String> {
 mod tests {
     use std::fs;
 
+    use troop_policies::inventory::{Lifecycle, TAG_TEAM};
+    use troop_policies::step::Size;
+
+    #[cfg(not(feature = "aws"))]
+    use super::super::args::Format;
     use super::*;
 
     fn files(texts: &[(&str, String)]) -> (tempfile::TempDir, Vec<PolicyFile>) {
@@ -399,6 +404,89 @@ mod tests {
         assert_eq!(refuse(&mut files), Vec::<String>::new());
         let rows = rows(&files, None);
         assert!(rows[0].warnings[0].contains("has a file with mistakes"), "{rows:?}");
+    }
+
+    /// A region in which one group of the app `search` serves, of team `one`, with two instances that nobody may hurt.
+    fn inventory(region: &str) -> Inventory {
+        let at: Timestamp = "2026-11-24T10:00:00Z".parse().unwrap();
+        let instance = |id: &str, spare, protected| {
+            let instance = Instance {
+                id: id.parse().unwrap(),
+                zone: "a".parse().unwrap(),
+                image: "ami-1".parse().unwrap(),
+                lifecycle: Lifecycle::InService,
+                launched_at: at,
+                address: None,
+                port: 80,
+                protected,
+                spare,
+                target: None,
+            };
+            (instance.id.clone(), instance)
+        };
+        let group = Group {
+            name: "search-web-v001".parse().unwrap(),
+            created_at: at,
+            image: "ami-1".parse().unwrap(),
+            version: None,
+            size: Size::pinned(4),
+            zones: BTreeSet::new(),
+            tags: [(TAG_TEAM.to_owned(), "one".to_owned())].into(),
+            enabled: true,
+            has_targets: true,
+            in_rotation: true,
+            registry_required: false,
+            last_failed_launch: None,
+            hold: Some("Launch suspended".to_owned()),
+            members: [("i-1", true, false), ("i-2", false, true), ("i-3", false, false), ("i-4", false, false)]
+                .map(|(id, spare, protected)| instance(id, spare, protected))
+                .into(),
+        };
+        Inventory {
+            account: "prod".parse().unwrap(),
+            region: region.parse().unwrap(),
+            zones: BTreeSet::new(),
+            read_at: at,
+            groups: [(group.name.clone(), group)].into(),
+        }
+    }
+
+    #[test]
+    fn what_of_a_group_is_left_alone_is_told_with_its_reason() {
+        let (_dir, files) = files(&[("a.toml", policy("one", "search"))]);
+        let row = &rows(&files, Some(&[inventory("r1")]))[0];
+        assert_eq!((row.groups, row.instances), (Some(1), Some(4)));
+        let told = [
+            "search-web-v001: 1 of 4 protected by the cloud",
+            "search-web-v001: 1 of 4 spared by the tag troop:spare",
+            "search-web-v001: Launch suspended",
+        ];
+        assert_eq!(row.warnings, told);
+    }
+
+    #[cfg(not(feature = "aws"))]
+    #[test]
+    fn without_aws_nobody_there_is_asked_and_the_error_is_that_of_every_such_command() {
+        let (dir, _files) = files(&[("a.toml", policy("one", "search"))]);
+        let path = dir.path().to_owned();
+        let args = CheckArgs { path, against: Some(Against::Aws), site: None, output: Output { format: Format::Text } };
+        let error = check(&Context::new(None), &args).unwrap_err();
+        assert_eq!((error.code, error.what.as_str()), (Code::Unavailable, context::no_aws().what.as_str()));
+        assert!(error.hint.unwrap().contains("--features aws"));
+    }
+
+    #[test]
+    fn an_exception_matches_nothing_only_if_it_does_so_everywhere() {
+        let text = format!(
+            "{}\n[[apps.search.exceptions]]\naccount = \"*\"\nregion = \"r2\"\nstack = \"*\"\ndetail = \"*\"\nreason = \"x\"\n",
+            policy("one", "search")
+        );
+        let (_dir, files) = files(&[("a.toml", text)]);
+        let (here, there) = (inventory("r1"), inventory("r2"));
+        let told = |inventories: &[Inventory]| rows(&files, Some(inventories))[0].warnings.join("; ");
+        assert!(told(std::slice::from_ref(&here)).contains("matches nothing"));
+        let both = told(&[here, there]);
+        assert!(!both.contains("matches nothing") && both.contains("search-web: exception at"), "{both}");
     }
 
     #[test]
