@@ -13,6 +13,7 @@ use troop_policies::fault::{ChanceSpec, DelaySpec, FaultSpec, Peer, PortSpan, Re
 
 use crate::config::HostPolicy;
 use crate::packet::{self, Way};
+use crate::plane::hold;
 
 /// A packet in the shaper: the how-manieth it was, of which flow, and how long.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,12 +29,13 @@ impl Packet for Handle {
     }
 }
 
-/// A fault, then frames, each after a pause. Whatever they are: a flow is the same from both sides; none leaves before its time; those of a
+/// First the same bytes as what the kernel says of a packet that waits. Then a fault, and frames, each after a pause. Whatever they are: a flow is the same from both sides; none leaves before its time; those of a
 /// flow leave in order where the order is kept; none is lost but by the fault; when the fault is over all leave, in order.
 ///
 /// # Panics
 /// When it does not hold.
 pub fn packets(data: &[u8]) {
+    waiting(data);
     let Some((head, mut rest)) = data.split_first_chunk::<16>() else { return };
     let Ok(fault) = fault_of(&spec(head), Found { peers: &peers(head), ..Found::default() }) else { return };
     let delay = fault.effect.parts().delay.as_ref();
@@ -88,6 +90,14 @@ pub fn packets(data: &[u8]) {
         left(leaving, now, true);
     }
     assert_eq!((shaper.held().packets, shaper.held().bytes), (0, 0));
+}
+
+/// Whatever is said, no more is read than there is, and of an IP packet both sides see the same.
+fn waiting(data: &[u8]) {
+    let Some(waiting) = hold::waiting(data) else { return };
+    assert!(waiting.start.len() + 20 <= data.len());
+    let [out, come] = [Way::Out, Way::In].map(|way| packet::flow_of_ip(waiting.start, way));
+    assert_eq!(out.map(|flow| (flow.local, flow.peer)), come.map(|flow| (flow.peer, flow.local)));
 }
 
 fn same_from_both_sides(frame: &[u8]) -> Option<troop_agent_core::fault::Flow> {

@@ -8,6 +8,7 @@ use troop_agent_core::fault::Direction;
 use crate::config::HostPolicy;
 use crate::netlink::{Netlink, NetlinkError};
 use crate::plane::forward::{self, ForwardPlane};
+use crate::plane::hold::{self, HoldPlane};
 use crate::plane::kernel::{self, Kernel};
 use crate::plane::tun::{self, TunPlane};
 use crate::plane::{By, Device, Plane, PlaneError};
@@ -44,11 +45,15 @@ pub fn available(policy: &HostPolicy) -> Available {
 
 fn every() -> Vec<Result<Box<dyn Plane>, String>> {
     let kernel = Kernel::new(&kernel::probe()).map(boxed);
+    // Only where the best is not: it can do less than that one, at a little more cost.
+    let hold = kernel.is_err().then(|| hold::probe().and_then(HoldPlane::open).map(boxed));
     let forward = forward::probe(Direction::Both).and_then(|()| ForwardPlane::open()).map(boxed);
     // It can do nothing that the one before it cannot.
     let tun = forward.is_err().then(|| tun::probe().and_then(TunPlane::open).map(boxed));
     let said = |name: &'static str| move |e: PlaneError| format!("plane {name}: {}", chain(&e));
-    let mut every = vec![kernel.map_err(said("kernel")), forward.map_err(said("forward"))];
+    let mut every = vec![kernel.map_err(said("kernel"))];
+    every.extend(hold.map(|hold| hold.map_err(said("hold"))));
+    every.push(forward.map_err(said("forward")));
     every.extend(tun.map(|tun| tun.map_err(said("tun"))));
     every
 }

@@ -1,4 +1,4 @@
-//! The planes in user space, on this kernel, by an ordinary user: every test makes a host and a peer of its own.
+//! The planes for kernels without netem, on this kernel, by an ordinary user unless one is root's: every test makes a host and a peer of its own.
 #![cfg(test)]
 #![expect(clippy::print_stdout, reason = "figures that a reader of the run wants")]
 
@@ -13,6 +13,8 @@ mod flood;
 #[path = "forward/group.rs"]
 #[expect(dead_code, reason = "the tests of leases need more of it")]
 mod group;
+#[path = "hold/mod.rs"]
+mod hold;
 #[path = "forward/loss.rs"]
 mod loss;
 #[path = "forward/owner.rs"]

@@ -27,8 +27,12 @@ const DELETE_ELEMENTS: u16 = 14;
 pub enum Family {
     /// `NFPROTO_INET`: both versions of IP, at the hooks around routing.
     Inet = 1,
+    /// `NFPROTO_IPV4`: one version of it, for what [`Family::Inet`] does not know.
+    Ip4 = 2,
     /// `NFPROTO_NETDEV`: at a device, before and after everything that routing does.
     Netdev = 5,
+    /// `NFPROTO_IPV6`.
+    Ip6 = 10,
 }
 
 const TABLE_OWNED: u32 = 2;
@@ -55,6 +59,8 @@ pub enum Hook {
     Egress,
     /// `NF_INET_LOCAL_OUT`, in family inet: what this host's sockets send, routed already.
     Output,
+    /// `NF_INET_PRE_ROUTING`: what has come in by any device, and what a bridge passes on where it is told to ask (br_netfilter).
+    Arrival,
     /// The same in a chain of type route (in family inet since Linux 5.2): what gets another mark there is routed anew.
     Reroute,
 }
@@ -62,7 +68,7 @@ pub enum Hook {
 impl Hook {
     fn number(self) -> u32 {
         match self {
-            Self::Ingress => 0,
+            Self::Ingress | Self::Arrival => 0,
             Self::Egress => 1,
             Self::Output | Self::Reroute => 3,
         }
@@ -70,7 +76,7 @@ impl Hook {
 
     fn kind(self) -> &'static str {
         match self {
-            Self::Ingress | Self::Egress | Self::Output => "filter",
+            Self::Ingress | Self::Egress | Self::Output | Self::Arrival => "filter",
             Self::Reroute => "route",
         }
     }
@@ -89,7 +95,7 @@ pub struct At<'a> {
     pub hook: Hook,
     /// None in family inet: only hooks of family netdev are a device's.
     pub device: Option<&'a str>,
-    /// Of the chains at a hook, packets pass the one of the smallest first.
+    /// Of the chains at a hook, packets pass the one of the smallest first; a number with a sign on the wire.
     pub priority: u32,
     pub drops: bool,
 }
@@ -100,8 +106,8 @@ impl<'a> At<'a> {
         Self { hook, device: Some(device), priority: 0, drops: false }
     }
 
-    /// Among what the host itself sends: at [`Hook::Output`] or [`Hook::Reroute`].
-    pub fn sent(hook: Hook, priority: u32) -> Self {
+    /// Among what routing sees: not at [`Hook::Ingress`] or [`Hook::Egress`].
+    pub fn routed(hook: Hook, priority: u32) -> Self {
         Self { hook, device: None, priority, drops: false }
     }
 }

@@ -49,13 +49,26 @@ pub enum Compare {
     AtLeast = 5,
 }
 
-/// `NF_ACCEPT`, and `NFT_RETURN` and `NFT_JUMP`, negative numbers on the wire.
+/// `NF_ACCEPT`, `NF_DROP`, and `NFT_RETURN` and `NFT_JUMP`, negative numbers on the wire.
 const ACCEPT: i32 = 1;
+const DROP: i32 = 0;
 const RETURN: i32 = -5;
 const JUMP: i32 = -3;
 
 /// `IPS_SRC_NAT` and `IPS_DST_NAT` (linux/netfilter/nf_conntrack_common.h).
 const STATUS_TRANSLATED: u32 = 1 << 4 | 1 << 5;
+
+/// How a rule hands packets to nfnetlink_queue, of which kernels have one or both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueueBy {
+    /// The expression of nf_tables (CONFIG_NFT_QUEUE).
+    Expression,
+    /// The target of xtables (CONFIG_NETFILTER_XT_TARGET_NFQUEUE), in families ip and ip6 only.
+    Target,
+}
+
+/// `NFQ_FLAG_BYPASS`: with nobody who takes them, packets pass.
+const BYPASS: u16 = 1;
 
 /// The expressions of one rule, in their order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -213,6 +226,38 @@ impl Expressions {
     #[must_use]
     pub fn forward_to(self, device: u32) -> Self {
         self.immediate(&device.to_ne_bytes()).with("fwd", |a| a.put_be(1, Register::FIRST.0))
+    }
+
+    /// Hands a copy of the packet to another device, as if it were sent by it. The copy shares the packet's bytes, and counts no more as
+    /// something that its socket has still to send.
+    #[must_use]
+    pub fn copy_to(self, device: u32) -> Self {
+        self.immediate(&device.to_ne_bytes()).with("dup", |a| a.put_be(2, Register::FIRST.0))
+    }
+
+    /// Drops the packet.
+    #[must_use]
+    pub fn drop(self) -> Self {
+        self.verdict(DROP, None)
+    }
+
+    /// Leaves the packet to whoever has this queue; while nobody has, it passes.
+    #[must_use]
+    pub fn queue(self, number: u16, by: QueueBy) -> Self {
+        const ONE: u16 = 1;
+        match by {
+            QueueBy::Expression => self.with("queue", |a| {
+                a.put(1, &number.to_be_bytes());
+                a.put(2, &ONE.to_be_bytes());
+                a.put(3, &BYPASS.to_be_bytes());
+            }),
+            QueueBy::Target => self.with("target", |a| {
+                a.put_text(1, "NFQUEUE");
+                a.put_be(2, 3);
+                // xt_NFQ_info_v3 (linux/netfilter/xt_NFQUEUE.h), as long as xtables aligns it.
+                a.put(3, &[number, ONE, BYPASS, 0].map(u16::to_ne_bytes).concat());
+            }),
+        }
     }
 
     /// These steps after those.

@@ -12,7 +12,7 @@ mod expression;
 mod ranges;
 
 pub use batch::{At, Batch, Chain, Elements, Family, Hook, Set};
-pub use expression::{Base, Compare, Expressions, Meta, Register};
+pub use expression::{Base, Compare, Expressions, Meta, QueueBy, Register};
 pub use ranges::Ranges;
 
 use std::os::fd::OwnedFd;

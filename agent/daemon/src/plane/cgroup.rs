@@ -36,7 +36,7 @@ pub(super) fn mark(batch: &mut Batch, table: &str, cgroup: Cgroup, devices: &[u3
         batch.new_table(table);
         batch.new_set(table, DEVICES, Set::DevicesForATime);
         batch.add_elements(table, DEVICES, &Elements::devices(devices, ttl));
-        let at = At::sent(Hook::Output, LAST);
+        let at = At::routed(Hook::Output, LAST);
         batch.new_chain(table, Chain { name: OUTPUT, at: Some(at) });
         let rule = Expressions::default().meta(Meta::OutDevice).lookup(DEVICES);
         let rule = rule.cgroup(cgroup.level).compare(Compare::Equal, &cgroup.id.to_ne_bytes());

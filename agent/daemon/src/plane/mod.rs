@@ -7,6 +7,7 @@ mod cgroup;
 mod concern;
 mod detour;
 pub mod forward;
+pub mod hold;
 pub mod kernel;
 pub mod tun;
 

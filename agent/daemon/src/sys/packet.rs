@@ -72,6 +72,17 @@ pub(crate) fn unsent(socket: BorrowedFd<'_>) -> io::Result<usize> {
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(usize::try_from(bytes).unwrap_or(0)) }
 }
 
+/// Where `SO_MEMINFO` has the memory of what waits (`SK_MEMINFO_RMEM_ALLOC` in linux/sock_diag.h), and how many numbers it has.
+const WAITING_AT: usize = 0;
+const MEMORY_NUMBERS: usize = 9;
+
+/// How many bytes of memory that takes which has come to a socket and was not received yet. `None` where the kernel does not say.
+pub(crate) fn waiting(socket: BorrowedFd<'_>) -> Option<usize> {
+    let mut memory = [0_u32; MEMORY_NUMBERS];
+    get(socket, libc::SOL_SOCKET, libc::SO_MEMINFO, &mut memory).ok()?;
+    usize::try_from(memory[WAITING_AT]).ok()
+}
+
 /// What became of a frame that was to be sent.
 #[derive(Debug)]
 pub(crate) enum Sent {

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use nix::libc;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::packet::{VNET_HEAD_BYTES, bind, get, set, socket};
+use super::packet::{VNET_HEAD_BYTES, bind, set, socket, waiting};
 use super::ring::{FRAME_MAX_BYTES, Frame, Tag, only, tag_of};
 
 /// `struct tpacket_auxdata` (linux/if_packet.h).
@@ -30,10 +30,6 @@ struct Auxiliary {
 
 /// What the kernel says beside a frame: room for its time, its tag, and the count of those that were lost.
 const CONTROL_WORDS: usize = 16;
-
-/// Where `SO_MEMINFO` has the memory of what waits (`SK_MEMINFO_RMEM_ALLOC` in linux/sock_diag.h), and how many numbers it has.
-const WAITING_AT: usize = 0;
-const MEMORY_NUMBERS: usize = 9;
 
 /// A frame that was received and not taken yet.
 #[derive(Debug, Clone, Copy)]
@@ -101,10 +97,7 @@ impl Queue {
 
     /// Whether three quarters and more of the room are taken. Where the kernel does not say, they are.
     pub(super) fn is_crowded(&self) -> bool {
-        let mut memory = [0_u32; MEMORY_NUMBERS];
-        let done = get(self.fd.as_fd(), libc::SOL_SOCKET, libc::SO_MEMINFO, &mut memory);
-        let waiting = usize::try_from(memory[WAITING_AT]).unwrap_or(usize::MAX);
-        done.is_err() || waiting / 3 >= self.room_bytes / 4
+        waiting(self.fd.as_fd()).is_none_or(|waiting| waiting / 3 >= self.room_bytes / 4)
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {

@@ -14,6 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use troop_agent::netlink::Netlink;
 use troop_agent::plane::forward::ForwardPlane;
+use troop_agent::plane::hold::{self, HoldPlane};
 use troop_agent::plane::tun::{Owners, TunPlane};
 use troop_agent::plane::{Plane, Seen};
 use troop_agent::undo::{Journal, Place};
@@ -363,12 +364,16 @@ fn plays_the_agent() {
         plane.renew(&order.lease, ttl, Duration::ZERO).unwrap();
     }
     plane.heal(&order.lease, &mut journal).unwrap();
+    while plane.tend(&mut journal).unwrap() {
+        std::thread::sleep(ms(10));
+    }
 }
 
 /// A plane by its name, and the most of directions that it can do.
 fn opened(name: &str) -> (Box<dyn Plane>, Direction) {
     match name {
         "tun" => (Box::new(TunPlane::open(Owners::Known).unwrap()), Direction::Egress),
+        "hold" => (Box::new(HoldPlane::open(hold::probe().unwrap()).unwrap()), Direction::Both),
         "tun, lasting" => (Box::new(TunPlane::open(Owners::Unknown).unwrap()), Direction::Egress),
         _ => (Box::new(ForwardPlane::open().unwrap()), Direction::Both),
     }

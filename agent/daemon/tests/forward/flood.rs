@@ -6,7 +6,8 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use troop_agent::plane::Plane as _;
+use troop_agent::plane::Plane;
+use troop_agent::plane::forward::ForwardPlane;
 use troop_agent_core::fault::{Delay, Direction, Parts};
 
 use crate::world::*;
@@ -33,14 +34,18 @@ fn connections_as_fast_as_memory_do_not_end_a_fault_of_root() {
 }
 
 fn flood(world: &World) {
+    flood_through(world, || ForwardPlane::open().unwrap());
+}
+
+pub(crate) fn flood_through<P: Plane>(world: &World, plane: impl Fn() -> P) {
     for direction in [Direction::Egress, Direction::Ingress] {
         for delay in [Duration::from_nanos(1), Duration::from_millis(1)] {
             let parts = Parts { delay: Some(Delay::fixed(delay).unwrap()), ..Parts::default() };
-            let mut up = Applied::new(world, fault(direction, to(PEER), parts));
+            let mut up = Applied::by(plane(), world, &order(fault(direction, to(PEER), parts)));
             let flows: Vec<_> = (0..FLOWS).map(|_| flow(world, direction)).collect();
             let bytes: usize = flows.into_iter().map(|flow| flow.join().unwrap()).sum();
             let seen = up.plane.seen(&lease()).unwrap();
-            up.heal();
+            up.heal_to_the_end();
             println!("{direction:?}, {delay:?}: {} MB, {seen:?}", bytes >> 20);
             assert!(!seen.full && seen.lost == 0, "{seen:?}");
             assert!(seen.concerned > 1_000, "{seen:?}");

@@ -306,6 +306,16 @@ impl<P: Plane> Applied<P> {
     pub(crate) fn heal(&mut self) {
         self.plane.heal(&lease(), &mut self.journal).unwrap();
     }
+
+    /// And waits until nothing of it is left.
+    pub(crate) fn heal_to_the_end(&mut self) {
+        self.heal();
+        self.tend_to_the_end();
+    }
+
+    pub(crate) fn tend_to_the_end(&mut self) {
+        wait_until("the end of what healing leaves", || !self.plane.tend(&mut self.journal).unwrap());
+    }
 }
 
 /// What the tools see of the host's network, without counters and ages.

@@ -91,9 +91,9 @@ impl Arena {
         Self { slots: Vec::new(), free: Default::default(), bare: Vec::new(), bytes: 0, budget }
     }
 
-    /// Enters a frame of so many bytes, `head_bytes` of which are not on the wire. It is not kept yet.
-    pub(super) fn enter(&mut self, bytes: usize, head_bytes: usize, tag: Option<[u8; 4]>) -> Held {
-        let slot = Slot { memory: Box::default(), bytes, tag, uses: 1 };
+    /// Enters a frame of so many bytes on the wire. It is not kept yet.
+    pub(super) fn enter(&mut self, wire_bytes: usize, tag: Option<[u8; 4]>) -> Held {
+        let slot = Slot { memory: Box::default(), bytes: 0, tag, uses: 1 };
         let number = match self.bare.pop() {
             Some(number) => {
                 *self.slot(number) = slot;
@@ -105,7 +105,7 @@ impl Arena {
                 u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
             }
         };
-        Held { slot: number, wire_bytes: u32::try_from(bytes.saturating_sub(head_bytes)).unwrap_or(u32::MAX) }
+        Held { slot: number, wire_bytes: u32::try_from(wire_bytes).unwrap_or(u32::MAX) }
     }
 
     /// Keeps a frame that was entered, which is copied for it. One that is kept stays as it is.
@@ -207,7 +207,7 @@ mod tests {
     use super::*;
 
     fn kept(arena: &mut Arena, frame: &[u8]) -> (Held, Over) {
-        let held = arena.enter(frame.len(), 0, None);
+        let held = arena.enter(frame.len(), None);
         let over = arena.keep(held, frame);
         (held, over)
     }
@@ -217,7 +217,7 @@ mod tests {
         let mut arena = Arena::new(Budget::new(1 << 20));
         for round in 0..1_000_u32 {
             let frame = vec![u8::try_from(round % 256).unwrap(); 300];
-            let held = arena.enter(frame.len(), 10, Some([1, 2, 3, 4]));
+            let held = arena.enter(frame.len() - 10, Some([1, 2, 3, 4]));
             assert_eq!(arena.keep(held, &frame), Over(false));
             // It is kept already.
             assert_eq!(arena.keep(held, &[0; 300]), Over(false));
@@ -233,7 +233,7 @@ mod tests {
     fn what_is_not_kept_takes_no_memory() {
         let mut arena = Arena::new(Budget::new(0));
         for _ in 0..1_000 {
-            let held = arena.enter(60_000, 10, Some([1, 2, 3, 4]));
+            let held = arena.enter(59_990, Some([1, 2, 3, 4]));
             assert_eq!((arena.has(held), arena.tag(held)), (true, Some([1, 2, 3, 4])));
             arena.let_go(held);
         }

@@ -114,6 +114,12 @@ impl<P: Port> Engine<P> {
     ///
     /// Sending takes several times as long as copying. While they come too fast it has to wait, or frames would be lost.
     pub(super) fn take(&mut self) -> bool {
+        let more = self.take_some();
+        self.desk.sink.flush();
+        more
+    }
+
+    fn take_some(&mut self) -> bool {
         let Self { source, desk } = self;
         for _ in 0..BURST {
             // Each look may be a call to the kernel; and a frame that is taken may send others, which waited.
@@ -140,6 +146,7 @@ impl<P: Port> Engine<P> {
         self.desk.call_due(now);
         let Self { source, desk } = self;
         while desk.send_some(None) && !source.is_crowded() {}
+        desk.sink.flush();
     }
 
     /// Sends everything that is left and waits until it has come out at the other end, but not for ever.
@@ -181,7 +188,7 @@ impl<P: Port> Desk<P> {
         if is_cut {
             return;
         }
-        let held = self.arena.enter(bytes.len(), P::HEAD_BYTES, tag);
+        let held = self.arena.enter(P::wire_bytes(bytes), tag);
         let flow = P::flow(bytes.get(P::HEAD_BYTES..).unwrap_or_default(), self.way);
         match flow.filter(|flow| self.target.as_ref().is_some_and(|target| target.matches(flow))) {
             None => self.outbox.push_back((held, None)),
@@ -194,9 +201,13 @@ impl<P: Port> Desk<P> {
                 self.concerned += 1;
                 let before = self.shaper.held().packets;
                 match self.shaper.handle_packet(held, flow.hash(self.seed), came) {
-                    Handled::Lost(_) => self.arena.is_held(held, 0),
+                    Handled::Lost(_) => {
+                        self.arena.is_held(held, 0);
+                        self.sink.lose(bytes);
+                    }
                     // One, or two where it was duplicated, or none where the copy was all that was left and got lost.
-                    Handled::Taken | Handled::Full => {
+                    handled @ (Handled::Taken | Handled::Full) => {
+                        self.full |= handled == Handled::Full;
                         let times = u32::try_from(self.shaper.held().packets - before).unwrap_or(u32::MAX);
                         self.arena.is_held(held, times);
                     }

@@ -25,9 +25,6 @@ const SPIN: Duration = Duration::from_micros(50);
 /// (`select_estimate_accuracy` in fs/select.c): 0.5 ms of 500. So a wait ends early by more, and what is left is waited for again.
 const SLACK_PART: u32 = 100;
 
-/// How much sooner than others the thread gets a processor (sched(7)): nine times the usual share, which is far from all of it.
-const NICE: i32 = -10;
-
 /// What a thread tells of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(in crate::plane) struct Told {
@@ -129,8 +126,8 @@ fn stir(wake: &OwnedFd) {
 fn run<P: Port>(engine: &mut Engine<P>, commands: &Receiver<Command>, wake: &OwnedFd) {
     // Without it the kernel may add 50 us to every wait. Where it is refused, it does.
     let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
-    // Where dozens of threads want a processor, a fair share of it is too little, and frames would be lost. Where it is refused it has that.
-    let _ = rustix::process::setpriority_process(None, NICE);
+    // Where it is refused the thread has the usual share.
+    let _ = rustix::process::setpriority_process(None, P::NICE);
     loop {
         if !obey(engine, commands) {
             break;

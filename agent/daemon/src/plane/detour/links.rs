@@ -1,5 +1,7 @@
 //! The pair of devices of a detour: what goes into one end comes to the forwarder at the other.
 
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
@@ -70,9 +72,39 @@ pub(in crate::plane) fn pair(
     [first, second]: [&str; 2],
     like: &Known,
 ) -> Result<[u32; 2], NetlinkError> {
+    make_pair(net, [first, second], like, None)?;
+    let indexes = [find(net, first)?.index, find(net, second)?.index];
+    // The first sends at once because its other end was up before it; else it would drop all until the kernel has heard of its carrier.
+    for index in indexes.into_iter().rev() {
+        set_up(net, index)?;
+    }
+    Ok(indexes)
+}
+
+/// Makes a pair whose second end is in the network namespace `elsewhere`. Both are down. Returns the number of the first.
+///
+/// # Errors
+/// [`NetlinkError`]: EEXIST when a name is taken.
+pub(in crate::plane) fn pair_apart(
+    net: &mut Netlink,
+    ends: [&str; 2],
+    like: &Known,
+    elsewhere: BorrowedFd<'_>,
+) -> Result<u32, NetlinkError> {
+    make_pair(net, ends, like, Some(elsewhere))?;
+    Ok(find(net, ends[0])?.index)
+}
+
+fn make_pair(
+    net: &mut Netlink,
+    [first, second]: [&str; 2],
+    like: &Known,
+    elsewhere: Option<BorrowedFd<'_>>,
+) -> Result<(), NetlinkError> {
     let mtu = LinkAttribute::Mtu(like.mtu.min(MTU_MAX));
     let mut peer = LinkMessage::default();
     peer.attributes = vec![LinkAttribute::IfName(second.to_owned()), mtu.clone()];
+    peer.attributes.extend(elsewhere.map(|space| LinkAttribute::NetNsFd(space.as_raw_fd())));
     let mut message = LinkMessage::default();
     message.attributes = vec![
         LinkAttribute::IfName(first.to_owned()),
@@ -85,12 +117,7 @@ pub(in crate::plane) fn pair(
     if like.has_address() {
         message.attributes.push(LinkAttribute::Address(like.address.clone()));
     }
-    net.change(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)?;
-    let indexes = [find(net, first)?.index, find(net, second)?.index];
-    for index in indexes {
-        set_up(net, index)?;
-    }
-    Ok(indexes)
+    net.change(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
 }
 
 /// Sets a device up that gets no address by itself and sends nothing by itself.

@@ -40,13 +40,15 @@ const DRAIN_MAX: Duration = Duration::from_millis(50);
 /// How often it is looked whether they have come.
 const DRAIN_LOOK: Duration = Duration::from_micros(200);
 
-/// What a line does for a fault.
+/// Nothing but the memory that it takes bounds what is held.
+pub(super) const UNBOUND: Bound = Bound { packets: usize::MAX, bytes: usize::MAX };
+
+/// What a line does for a fault. `budget`: the memory for what this process keeps of held packets; `bound`: how much is held, wherever.
 ///
 /// # Errors
 /// When no number can be drawn.
-pub(super) fn setup<P>(fault: &Fault, way: Way, budget: Budget, port: P) -> io::Result<Setup<P>> {
+pub(super) fn setup<P>(fault: &Fault, way: Way, budget: Budget, bound: Bound, port: P) -> io::Result<Setup<P>> {
     let Fault { target, effect, ramp, flows, .. } = fault;
-    let bound = Bound { packets: usize::MAX, bytes: usize::MAX };
     let shaper = shaper::Setup { effect: effect.clone(), ramp: *ramp, flows: *flows, bound };
     Ok(Setup { way, target: target.clone(), shaper, seed: seed()?, budget, port })
 }

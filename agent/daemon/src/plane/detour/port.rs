@@ -13,10 +13,19 @@ pub(in crate::plane) trait Port: Send + 'static {
     /// Bytes before each frame that are not on the wire.
     const HEAD_BYTES: usize;
 
+    /// How much sooner than others the thread gets a processor (sched(7)). Where dozens of threads want one, the usual share is too little, and
+    /// frames would be lost: this is nine times as much, which is far from all of it.
+    const NICE: i32 = -10;
+
     type Source: Source;
     type Sink: Sink;
 
     fn split(self) -> (Self::Source, Self::Sink);
+
+    /// How many bytes of a frame that was taken are on the wire.
+    fn wire_bytes(frame: &[u8]) -> usize {
+        frame.len().saturating_sub(Self::HEAD_BYTES)
+    }
 
     /// The flow of a frame, from its first byte on the wire. `None`: none that is understood.
     fn flow(wire: &[u8], way: Way) -> Option<Flow>;
@@ -52,6 +61,12 @@ pub(in crate::plane) trait Source: Send + 'static {
 pub(in crate::plane) trait Sink: Send + 'static {
     /// Sends a frame that was taken, its head included.
     fn send(&self, frame: &[u8], tag: Option<Tag>) -> Sent;
+
+    /// Gives up a frame that was taken and is lost by the fault.
+    fn lose(&self, _frame: &[u8]) {}
+
+    /// Lets go of what [`Sink::send`] and [`Sink::lose`] have put together until here.
+    fn flush(&self) {}
 
     /// How many bytes of memory the frames take that have been sent and have not come anywhere yet.
     ///

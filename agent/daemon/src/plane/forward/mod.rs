@@ -17,7 +17,7 @@
 
 mod port;
 mod probe;
-mod table;
+pub(in crate::plane) mod table;
 
 pub use self::probe::probe;
 
@@ -30,9 +30,9 @@ use troop_agent_core::lease::{LeaseId, Ttl};
 use troop_agent_core::moment::Moment;
 
 use self::port::Pair;
-use self::table::Detour;
+use self::table::{Detour, Into};
 use super::detour::links::{self, Known};
-use super::detour::{self, Budget, HELD_MAX_BYTES, LINES_MAX, Line, kernel, mark, system, together};
+use super::detour::{self, Budget, HELD_MAX_BYTES, LINES_MAX, Line, UNBOUND, kernel, mark, system, together};
 use super::{Backing, By, Device, Order, Plane, PlaneError, Seen, concern, fingerprint};
 use crate::clock;
 use crate::netlink::Netlink;
@@ -131,7 +131,7 @@ impl ForwardPlane {
         let sender = Sender::open(out_of, mark::MARK).map_err(system("send packets"))?;
         let port = Pair { rings, sender };
         let budget = Budget::new(HELD_MAX_BYTES / count);
-        let setup = detour::setup(&order.fault, way, budget, port).map_err(system("draw a number"))?;
+        let setup = detour::setup(&order.fault, way, budget, UNBOUND, port).map_err(system("draw a number"))?;
         let line = Line::start(&pair[0], setup).map_err(system("start a thread"))?;
         Ok(Road { way, device: device.clone(), pair, index, line })
     }
@@ -254,7 +254,7 @@ impl Road {
             way: self.way,
             device: &self.device.name,
             index: self.device.index,
-            into: self.index,
+            into: Into::Device(self.index),
             out_of: &self.pair[1],
         }
     }
@@ -273,7 +273,7 @@ fn large_bytes(count: usize) -> usize {
     (LARGE_BYTES / count).max(LARGE_MIN_BYTES)
 }
 
-fn ways(direction: Direction) -> Vec<Way> {
+pub(super) fn ways(direction: Direction) -> Vec<Way> {
     let egress = direction.has_egress().then_some(Way::Out);
     let ingress = direction.has_ingress().then_some(Way::In);
     egress.into_iter().chain(ingress).collect()

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use troop_agent_core::fault::{Cidr, Direction, Selectors, Target};
 
-use super::table::{self, Detour};
+use super::table::{self, Detour, Into};
 use crate::netlink::Netlink;
 use crate::nft::Nft;
 use crate::packet::Way;
@@ -40,7 +40,7 @@ pub fn probe(direction: Direction) -> Result<(), PlaneError> {
         let ways = super::ways(direction);
         let detours: Vec<_> = ways
             .into_iter()
-            .map(|way: Way| Detour { way, device: PAIR[0], index: first, into: first, out_of: PAIR[1] })
+            .map(|way: Way| Detour { way, device: PAIR[0], index: first, into: Into::Device(first), out_of: PAIR[1] })
             .collect();
         nft.commit(table::leased(TABLE, LEASE)).map_err(kernel("put the lease up"))?;
         nft.commit(table::put_up(TABLE, &target, &detours[..], LEASE)).map_err(kernel("put the filter up"))?;

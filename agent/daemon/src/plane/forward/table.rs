@@ -9,7 +9,7 @@ use troop_agent_core::fault::Target;
 
 use crate::nft::{At, Batch, Chain, Elements, Expressions, Hook, Meta, Set};
 use crate::packet::Way;
-use crate::plane::detour::mark::is_marked;
+use crate::plane::detour::mark::{MARK, is_marked};
 use crate::plane::{cgroup, concern};
 
 /// Priorities of chains: the mark must be there until the filters of all faults have looked at it, or two of them would send a packet
@@ -21,19 +21,37 @@ const ALIVE: &str = "alive";
 
 /// Where packets that a fault concerns leave their way, and by which device.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Detour<'a> {
+pub(in crate::plane) struct Detour<'a> {
     pub way: Way,
     pub device: &'a str,
     /// The device's number.
     pub index: u32,
-    /// The end of the pair into which they go.
-    pub into: u32,
-    /// The other end, where nothing may come out but into the forwarder.
+    pub into: Into,
+    /// Where nothing may come out that this host would take for its own.
     pub out_of: &'a str,
 }
 
+/// How packets get into a detour, and out of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::plane) enum Into {
+    /// They go into this device, and a thread of ours sends them on by itself.
+    Device(u32),
+    /// A copy that no socket waits for goes into the first; what it was copied from goes where it is dropped, so that its sender takes it for sent.
+    /// What comes out again is marked and sent by the device itself, see [`way_back`].
+    Copied { into: u32, sink: u32 },
+}
+
+impl Into {
+    fn lead(self, concerned: Expressions) -> Expressions {
+        match self {
+            Self::Device(device) => concerned.forward_to(device),
+            Self::Copied { into, sink } => concerned.copy_to(into).forward_to(sink),
+        }
+    }
+}
+
 /// The table of a fault, with its lease and no rule yet.
-pub(super) fn leased(table: &str, ttl: Duration) -> Batch {
+pub(in crate::plane) fn leased(table: &str, ttl: Duration) -> Batch {
     let mut batch = Batch::new();
     batch.new_table(table);
     batch.new_set(table, ALIVE, Set::EtherTypesForATime);
@@ -41,14 +59,29 @@ pub(super) fn leased(table: &str, ttl: Duration) -> Batch {
     batch
 }
 
+/// The table by which packets come back from detours that are [`Into::Copied`]. It stays until the last has come.
+pub(in crate::plane) fn way_back(table: &str, detours: &[Detour<'_>]) -> Batch {
+    let mut batch = Batch::new();
+    batch.new_table(table);
+    for (number, detour) in detours.iter().enumerate() {
+        let back = format!("back{number}");
+        let at = At { drops: true, ..At::new(Hook::Ingress, detour.out_of) };
+        batch.new_chain(table, Chain { name: &back, at: Some(at) });
+        batch.new_rule(table, &back, Expressions::default().set_mark(MARK).forward_to(detour.index));
+    }
+    batch
+}
+
 /// All the rest of the filter of a fault. `ttl`: what is left of its lease.
-pub(super) fn put_up(table: &str, target: &Target, detours: &[Detour<'_>], ttl: Duration) -> Batch {
+pub(in crate::plane) fn put_up(table: &str, target: &Target, detours: &[Detour<'_>], ttl: Duration) -> Batch {
     let mut batch = Batch::new();
     concern::new_sets(&mut batch, table, target.selectors());
     for (number, detour) in detours.iter().enumerate() {
-        let sink = format!("sink{number}");
-        let at = At { drops: true, ..At::new(Hook::Ingress, detour.out_of) };
-        batch.new_chain(table, Chain { name: &sink, at: Some(at) });
+        if let Into::Device(_) = detour.into {
+            let sink = format!("sink{number}");
+            let at = At { drops: true, ..At::new(Hook::Ingress, detour.out_of) };
+            batch.new_chain(table, Chain { name: &sink, at: Some(at) });
+        }
         let [chain, last] = ["detour", "last"].map(|name| format!("{name}{number}"));
         let at = At { priority: DETOURS, ..At::new(concern::hook(detour.way), detour.device) };
         batch.new_chain(table, Chain { name: &chain, at: Some(at) });
@@ -71,7 +104,7 @@ fn devices(detours: &[Detour<'_>]) -> Vec<u32> {
     detours.iter().map(|detour| detour.index).collect()
 }
 
-pub(super) fn take_down(table: &str, target: &Target) -> Batch {
+pub(in crate::plane) fn take_down(table: &str, target: &Target) -> Batch {
     let mut batch = Batch::new();
     batch.delete_table(table);
     if target.selectors().cgroup.is_some() {
@@ -81,7 +114,7 @@ pub(super) fn take_down(table: &str, target: &Target) -> Batch {
 }
 
 /// Lets it live for another `ttl`.
-pub(super) fn renewed(table: &str, target: &Target, detours: &[Detour<'_>], ttl: Duration) -> Batch {
+pub(in crate::plane) fn renewed(table: &str, target: &Target, detours: &[Detour<'_>], ttl: Duration) -> Batch {
     let mut batch = Batch::new();
     batch.clear(table, ALIVE);
     batch.add_elements(table, ALIVE, &alive(ttl));
@@ -101,8 +134,8 @@ fn rules(target: &Target, detour: &Detour<'_>) -> Vec<Expressions> {
     rules.extend(concern::spared(target, detour.way).into_iter().map(Expressions::accept));
     for concerned in concern::concerned(target.selectors(), detour.way, None) {
         rules.push(match target.selectors().cgroup {
-            None => concerned.forward_to(detour.into),
-            Some(_) => cgroup::is_marked().then(concerned).forward_to(detour.into),
+            None => detour.into.lead(concerned),
+            Some(_) => detour.into.lead(cgroup::is_marked().then(concerned)),
         });
     }
     rules

@@ -39,7 +39,7 @@ use troop_agent_core::moment::Moment;
 
 use self::queue::{Out, Queue};
 use self::table::Lead;
-use super::detour::{self, Budget, HELD_MAX_BYTES, LINES_MAX, Line, kernel, links, mark, system, together};
+use super::detour::{self, Budget, HELD_MAX_BYTES, LINES_MAX, Line, UNBOUND, kernel, links, mark, system, together};
 use super::{Backing, By, Device, Order, Plane, PlaneError, Seen, fingerprint};
 use crate::clock;
 use crate::netlink::{Netlink, NetlinkError};
@@ -143,7 +143,7 @@ impl TunPlane {
         for queue in made {
             let out = Out::open(device.index, mark::MARK, has_ipv6).map_err(system("send packets"))?;
             let port = Queue::new(queue, out);
-            let setup = detour::setup(&order.fault, Way::Out, budget.clone(), port);
+            let setup = detour::setup(&order.fault, Way::Out, budget.clone(), UNBOUND, port);
             let line = setup.and_then(|setup| Line::start(&tun, setup)).map_err(system("start a thread"))?;
             lines.push(line);
         }

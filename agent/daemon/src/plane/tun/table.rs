@@ -42,7 +42,7 @@ pub(super) fn leased(table: &str, owners: Owners, leads: &[Lead], ttl: Duration)
 pub(super) fn put_up(table: &str, target: &Target, leads: &[Lead], translates: bool) -> Batch {
     let mut batch = Batch::inet();
     concern::new_sets(&mut batch, table, target.selectors());
-    batch.new_chain(table, Chain { name: CHAIN, at: Some(At::sent(Hook::Reroute, PRIORITY)) });
+    batch.new_chain(table, Chain { name: CHAIN, at: Some(At::routed(Hook::Reroute, PRIORITY)) });
     for rule in rules(target, leads, translates) {
         batch.new_rule(table, CHAIN, rule);
     }
