@@ -40,14 +40,7 @@ impl Known {
 /// # Errors
 /// [`NetlinkError`]: ENODEV when there is none of this name.
 pub(in crate::plane) fn find(net: &mut Netlink, name: &str) -> Result<Known, NetlinkError> {
-    let mut message = LinkMessage::default();
-    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
-    let answers = net.ask(RouteNetlinkMessage::GetLink(message), NLM_F_ACK)?;
-    let found = answers.into_iter().find_map(|answer| {
-        let RouteNetlinkMessage::NewLink(link) = answer else { return None };
-        Some(link)
-    });
-    let link = found.ok_or_else(|| NetlinkError::Answer(format!("nothing about device {name}")))?;
+    let link = read(net, name)?;
     let is_loopback = link.header.flags.contains(LinkFlags::Loopback);
     let mut known = Known { index: link.header.index, mtu: 1_500, is_loopback, ..Known::default() };
     for attribute in link.attributes {
@@ -60,6 +53,21 @@ pub(in crate::plane) fn find(net: &mut Netlink, name: &str) -> Result<Known, Net
         }
     }
     Ok(known)
+}
+
+/// All that the kernel says of a device.
+///
+/// # Errors
+/// As [`find`].
+pub(in crate::plane) fn read(net: &mut Netlink, name: &str) -> Result<LinkMessage, NetlinkError> {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    let answers = net.ask(RouteNetlinkMessage::GetLink(message), NLM_F_ACK)?;
+    let found = answers.into_iter().find_map(|answer| {
+        let RouteNetlinkMessage::NewLink(link) = answer else { return None };
+        Some(link)
+    });
+    found.ok_or_else(|| NetlinkError::Answer(format!("nothing about device {name}")))
 }
 
 /// Makes a pair and sets both ends up, without addresses of any kind. The first end has the hardware address of `like`: packets that

@@ -68,7 +68,7 @@ fn with_devices(nft: &mut Nft, net: &mut Netlink, by: QueueBy) -> Result<(), Pla
 
     let (mut waiting, _verdicts) = queue.split();
     let sender = Sender::open(into, mark::MARK).map_err(system("send a packet"))?;
-    drop(sender.send(&[0; VNET_HEAD_BYTES], &frame(), None));
+    let _comes_or_not = sender.send(&[0; VNET_HEAD_BYTES], &frame(), None);
     let until = clock::now().after(COMES_WITHIN);
     while waiting.take(|_| ()).is_none() {
         if clock::now() >= until {

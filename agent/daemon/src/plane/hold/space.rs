@@ -14,7 +14,7 @@ use std::io;
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     BridgePortState, BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind,
@@ -173,21 +173,13 @@ impl Space {
 }
 
 fn forwards(net: &mut Netlink, port: &str) -> Result<bool, NetlinkError> {
-    let mut message = LinkMessage::default();
-    message.attributes.push(LinkAttribute::IfName(port.to_owned()));
-    let answers = net.ask(RouteNetlinkMessage::GetLink(message), NLM_F_ACK)?;
-    let links = answers.into_iter().filter_map(|answer| match answer {
-        RouteNetlinkMessage::NewLink(link) => Some(link.attributes),
-        _ => None,
-    });
-    let infos = links.flatten().filter_map(|attribute| match attribute {
-        LinkAttribute::LinkInfo(infos) => Some(infos),
-        _ => None,
-    });
     let forwards = InfoBridgePort::State(BridgePortState::Forwarding);
-    Ok(infos
-        .flatten()
-        .any(|info| matches!(&info, LinkInfo::PortData(InfoPortData::BridgePort(port)) if port.contains(&forwards))))
+    let is_so = |info: &LinkInfo| matches!(info, LinkInfo::PortData(InfoPortData::BridgePort(port)) if port.contains(&forwards));
+    let link = links::read(net, port)?;
+    Ok(link
+        .attributes
+        .iter()
+        .any(|attribute| matches!(attribute, LinkAttribute::LinkInfo(infos) if infos.iter().any(is_so))))
 }
 
 /// Every packet of IP that the bridge passes on waits in the queue of this number.

@@ -116,18 +116,18 @@ fn put(datagram: &mut Vec<u8>, kind: u16, number: u16, packet: u32, verdict: Ver
 
 /// A packet that waits in a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Waiting<'a> {
-    pub(super) packet: u32,
+pub(crate) struct Waiting<'a> {
+    pub(crate) packet: u32,
     /// Its first bytes, from the header of IP on.
-    pub(super) start: &'a [u8],
+    pub(crate) start: &'a [u8],
     /// All its bytes.
-    pub(super) bytes: usize,
+    pub(crate) bytes: usize,
     /// When it came, in nanoseconds as [`crate::clock::real_nanos`] counts them and never before it did, if the kernel has noted it.
-    pub(super) came_nanos: Option<u64>,
+    pub(crate) came_nanos: Option<u64>,
 }
 
 /// The packet in a datagram. `None` where there is none, or none that makes sense.
-pub(super) fn waiting(datagram: &[u8]) -> Option<Waiting<'_>> {
+pub(crate) fn waiting(datagram: &[u8]) -> Option<Waiting<'_>> {
     if datagram.get(4..6)? != PACKET.to_ne_bytes() {
         return None;
     }
