@@ -4,7 +4,7 @@
 //! `TROOP_TRIALS` is how many (20), `TROOP_TRIALS_AT_ONCE` how many of them at a time (4), `TROOP_TRIALS_SEED` the first one's
 //! seed; each trial draws everything from its own. `TROOP_TRIALS_STRICT` asserts also what a machine in use cannot promise,
 //! `TROOP_TRIALS_AGENT` names another agent than the one that was built with the tests. `TROOP_STOPS` and `TROOP_RECONNECTS` are how many
-//! times a fault is ended under load (10) and a connection closed (20).
+//! times a fault is ended under load (10) and a connection closed (20). With `TROOP_TRIALS_AS_ROOT` root tries its own planes.
 #![cfg(test)]
 #![expect(clippy::print_stdout, reason = "figures that a reader of the run wants")]
 

@@ -26,9 +26,11 @@ pub(crate) const PEER_6: &str = "fd00::2";
 
 const INSIDE: &str = "TROOP_TEST_INSIDE";
 
-/// Runs `test`, whose name is that of the calling test, within namespaces of its own.
+/// Runs `test`, whose name is that of the calling test, within namespaces of its own. With TROOP_TRIALS_AS_ROOT that is no user namespace, and the
+/// planes are those of the machine's root.
 pub(crate) fn in_namespaces(name: &str, test: impl FnOnce(World)) {
-    within("-Urn", name, test);
+    let namespaces = if std::env::var_os("TROOP_TRIALS_AS_ROOT").is_some() { "-n" } else { "-Urn" };
+    within(namespaces, name, test);
 }
 
 /// The same in a network namespace only, for what root of the machine may do and root of a user namespace may not.

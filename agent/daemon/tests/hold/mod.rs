@@ -165,7 +165,7 @@ fn loses_and_slows_as_it_should() {
         up.heal_to_the_end();
         // 100 frames of 1,000 bytes are a second of it.
         println!("100 KB at 100 KB/s took {took:?}");
-        assert!((ms(1_000)..ms(1_200)).contains(&took), "{took:?}");
+        assert!((ms(1_000)..ms(1_500)).contains(&took), "{took:?}");
     });
 }
 
