@@ -3,7 +3,8 @@
 use std::net::{TcpListener, UdpSocket};
 use std::time::Duration;
 
-use troop_agent::plane::Plane as _;
+use troop_agent::plane::Plane;
+use troop_agent::plane::forward::ForwardPlane;
 use troop_agent_core::distribution::Distribution;
 use troop_agent_core::fault::{Delay, Direction, FlowShare, Order, Parts, Probability, Selectors};
 
@@ -89,56 +90,64 @@ fn delays_what_comes_in_to_sockets_bound_to_the_device_under_strict_source_check
 #[ignore = "needs user namespaces"]
 fn delays_both_ways_each_by_the_whole_in_both_families() {
     in_namespaces("delay::delays_both_ways_each_by_the_whole_in_both_families", |world| {
-        for peer in [PEER, PEER_6] {
-            world.echoes(peer, 80);
-        }
-        let mut four = connect(PEER, 80);
-        let mut up = Applied::new(&world, fault(Direction::Both, to("fd00::/64"), delayed(50)));
-        let six = median_round_trip(&mut connect(PEER_6, 80), 5);
-        let spared = median_round_trip(&mut four, 50);
-        up.plane.retarget(&lease(), &[PEER.parse().unwrap()]).unwrap();
-        let retargeted = median_round_trip(&mut four, 5);
-        let not_any_more = median_round_trip(&mut connect(PEER_6, 80), 50);
-        up.plane.retarget(&lease(), &[]).unwrap();
-        let nobody = median_round_trip(&mut four, 50);
-        up.heal();
-
-        println!("IPv6 {six:?}, IPv4 {spared:?}, then {retargeted:?} and {not_any_more:?}, nobody {nobody:?}");
-        assert!(is_about(six, ms(100)) && is_about(retargeted, ms(100)));
-        assert!([spared, not_any_more, nobody].into_iter().all(|fast| fast < ms(20)));
+        both_ways_in_both_families(&world, ForwardPlane::open().unwrap())
     });
+}
+
+pub(crate) fn both_ways_in_both_families<P: Plane>(world: &World, plane: P) {
+    for peer in [PEER, PEER_6] {
+        world.echoes(peer, 80);
+    }
+    let mut four = connect(PEER, 80);
+    let mut up = Applied::by(plane, world, &order(fault(Direction::Both, to("fd00::/64"), delayed(50))));
+    let six = median_round_trip(&mut connect(PEER_6, 80), 5);
+    let spared = median_round_trip(&mut four, 50);
+    up.plane.retarget(&lease(), &[PEER.parse().unwrap()]).unwrap();
+    let retargeted = median_round_trip(&mut four, 5);
+    let not_any_more = median_round_trip(&mut connect(PEER_6, 80), 50);
+    up.plane.retarget(&lease(), &[]).unwrap();
+    let nobody = median_round_trip(&mut four, 50);
+    up.heal_to_the_end();
+
+    println!("IPv6 {six:?}, IPv4 {spared:?}, then {retargeted:?} and {not_any_more:?}, nobody {nobody:?}");
+    assert!(is_about(six, ms(100)) && is_about(retargeted, ms(100)));
+    assert!([spared, not_any_more, nobody].into_iter().all(|fast| fast < ms(20)));
 }
 
 #[test]
 #[ignore = "needs user namespaces"]
 fn what_is_off_limits_is_never_delayed_and_neighbours_are_found() {
     in_namespaces("delay::what_is_off_limits_is_never_delayed_and_neighbours_are_found", |world| {
-        ip("addr add 169.254.7.1/16 dev eth0");
-        world.at_peer(|| ip("addr add 169.254.7.2/16 dev eth0"));
-        world.echoes("169.254.7.2", 80);
-        world.echoes(PEER, 22);
-        serve(TcpListener::bind((HOST, 22)).unwrap());
-        let mut ssh_to_us = world.peer_connects(HOST, 22);
-        let mut up = Applied::new(&world, fault(Direction::Both, everything(), delayed(200)));
-        ip("neigh flush dev eth0");
-
-        let link_local = median_round_trip(&mut connect("169.254.7.2", 80), 50);
-        let ssh = median_round_trip(&mut ssh_to_us, 50);
-        let begun = now();
-        let ssh_of_ours = round_trip(&mut connect(PEER, 22));
-        // Two round trips, and no second of asking again for the neighbour.
-        let with_neighbour = begun.elapsed();
-        world.echoes(PEER_6, 80);
-        let begun = now();
-        let _six = connect(PEER_6, 80);
-        let six = begun.elapsed();
-        up.heal();
-
-        println!("link-local {link_local:?}, ssh {ssh:?}, ssh to elsewhere {ssh_of_ours:?}, IPv6 handshake {six:?}");
-        assert!(link_local < ms(20) && ssh < ms(20));
-        assert!(is_about(ssh_of_ours, ms(400)) && with_neighbour < ms(950), "{with_neighbour:?}");
-        assert!(is_about(six, ms(400)));
+        off_limits(&world, ForwardPlane::open().unwrap())
     });
+}
+
+pub(crate) fn off_limits<P: Plane>(world: &World, plane: P) {
+    ip("addr add 169.254.7.1/16 dev eth0");
+    world.at_peer(|| ip("addr add 169.254.7.2/16 dev eth0"));
+    world.echoes("169.254.7.2", 80);
+    world.echoes(PEER, 22);
+    serve(TcpListener::bind((HOST, 22)).unwrap());
+    let mut ssh_to_us = world.peer_connects(HOST, 22);
+    let mut up = Applied::by(plane, world, &order(fault(Direction::Both, everything(), delayed(200))));
+    ip("neigh flush dev eth0");
+
+    let link_local = median_round_trip(&mut connect("169.254.7.2", 80), 50);
+    let ssh = median_round_trip(&mut ssh_to_us, 50);
+    let begun = now();
+    let ssh_of_ours = round_trip(&mut connect(PEER, 22));
+    // Two round trips, and no second of asking again for the neighbour.
+    let with_neighbour = begun.elapsed();
+    world.echoes(PEER_6, 80);
+    let begun = now();
+    let _six = connect(PEER_6, 80);
+    let six = begun.elapsed();
+    up.heal_to_the_end();
+
+    println!("link-local {link_local:?}, ssh {ssh:?}, ssh to elsewhere {ssh_of_ours:?}, IPv6 handshake {six:?}");
+    assert!(link_local < ms(20) && ssh < ms(20));
+    assert!(is_about(ssh_of_ours, ms(400)) && with_neighbour < ms(950), "{with_neighbour:?}");
+    assert!(is_about(six, ms(400)));
 }
 
 #[test]

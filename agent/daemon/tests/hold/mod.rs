@@ -11,7 +11,8 @@ use troop_agent::plane::hold::{self, HoldPlane};
 use troop_agent_core::fault::{Chance, Delay, Direction, Loss, Parts, Probability, Protocol, Rate, Selectors};
 use troop_agent_core::lease::Ttl;
 
-use crate::end::{Agent, Numbered};
+use crate::delay::{both_ways_in_both_families, off_limits};
+use crate::end::{Agent, Numbered, at_the_bound};
 use crate::flood::flood_through;
 use crate::world::*;
 
@@ -79,22 +80,15 @@ fn delays_one_port_of_one_peer_each_way_and_leaves_nothing() {
 #[ignore = "needs root"]
 fn delays_both_ways_in_both_families_and_whom_it_is_told_to() {
     as_root_in_a_namespace("hold::delays_both_ways_in_both_families_and_whom_it_is_told_to", |world| {
-        for peer in [PEER, PEER_6] {
-            world.echoes(peer, 80);
-        }
-        let mut four = connect(PEER, 80);
-        let mut up = applied(&world, Direction::Both, to("fd00::/64"), delayed(50));
-        let six = median_round_trip(&mut connect(PEER_6, 80), 5);
-        let spared = median_round_trip(&mut four, 50);
-        up.plane.retarget(&lease(), &[PEER.parse().unwrap()]).unwrap();
-        let retargeted = median_round_trip(&mut four, 5);
-        let not_any_more = median_round_trip(&mut connect(PEER_6, 80), 50);
-        up.plane.retarget(&lease(), &[]).unwrap();
-        let nobody = median_round_trip(&mut four, 50);
-        up.heal_to_the_end();
-        println!("IPv6 {six:?}, IPv4 {spared:?}, then {retargeted:?} and {not_any_more:?}, nobody {nobody:?}");
-        assert!(is_about(six, ms(100)) && is_about(retargeted, ms(100)));
-        assert!([spared, not_any_more, nobody].into_iter().all(|fast| fast < ms(20)));
+        both_ways_in_both_families(&world, plane())
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn what_is_off_limits_is_never_delayed_and_neighbours_are_found() {
+    as_root_in_a_namespace("hold::what_is_off_limits_is_never_delayed_and_neighbours_are_found", |world| {
+        off_limits(&world, plane())
     });
 }
 
@@ -322,22 +316,7 @@ fn a_fault_that_is_not_renewed_ends_by_itself_and_one_that_is_stays() {
 #[ignore = "needs root"]
 fn at_the_bound_the_fault_ends_and_nothing_is_lost() {
     as_root_in_a_namespace("hold::at_the_bound_the_fault_ends_and_nothing_is_lost", |world| {
-        let _open = world.peer_socket(PEER, 5_000);
-        let before = world.came();
-        let mut up = applied(&world, Direction::Egress, to(PEER), delayed(30_000));
-        let mut sent = 0_u32;
-        let mut seen = Seen::default();
-        wait_until("the bound", || {
-            send_numbered(1_000, 1_400);
-            sent += 1_000;
-            seen = up.plane.seen(&lease()).unwrap();
-            seen.full
-        });
-        // 64 MB of frames of 1,442 bytes.
-        assert!((46_538..49_000).contains(&seen.concerned), "{seen:?}");
-        wait_until("the last packet", || world.came() - before >= u64::from(sent));
-        up.heal_to_the_end();
-        println!("{sent} sent, {} came, {seen:?}", world.came() - before);
+        at_the_bound(&world, plane(), 46_538)
     });
 }
 

@@ -19,11 +19,11 @@ use std::io;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use troop_agent_core::fault::{BadTarget, Cidr, Fault, OffLimits, Selectors, Target};
+use troop_agent_core::fault::{BadTarget, Cidr, Direction, Fault, OffLimits, Selectors, Target};
 use troop_agent_core::lease::LeaseId;
 use troop_agent_core::shaper::{self, Bound};
 
-use super::{PlaneError, Seen, fingerprint};
+use super::{Device, Order, PlaneError, Seen, fingerprint};
 use crate::clock;
 use crate::netlink::{Netlink, NetlinkError};
 use crate::nft::{Batch, Nft};
@@ -39,6 +39,25 @@ pub(super) const LINES_MAX: usize = 8;
 const DRAIN_MAX: Duration = Duration::from_millis(50);
 /// How often it is looked whether they have come.
 const DRAIN_LOOK: Duration = Duration::from_micros(200);
+
+/// The devices and directions in which a fault holds packets, each of which has a thread.
+///
+/// # Errors
+/// What is wrong with how many there are.
+pub(super) fn roads(order: &Order) -> Result<Vec<(&Device, Way)>, String> {
+    let ways = ways(order.fault.direction);
+    let roads: Vec<_> = order.devices.iter().flat_map(|device| ways.iter().map(move |way| (device, *way))).collect();
+    match roads.len() {
+        1..=LINES_MAX => Ok(roads),
+        count => Err(format!("{count} devices and directions; 1 to {LINES_MAX} it can")),
+    }
+}
+
+pub(super) fn ways(direction: Direction) -> Vec<Way> {
+    let egress = direction.has_egress().then_some(Way::Out);
+    let ingress = direction.has_ingress().then_some(Way::In);
+    egress.into_iter().chain(ingress).collect()
+}
 
 /// Nothing but the memory that it takes bounds what is held.
 pub(super) const UNBOUND: Bound = Bound { packets: usize::MAX, bytes: usize::MAX };

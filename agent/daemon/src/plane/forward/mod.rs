@@ -25,14 +25,14 @@ use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
-use troop_agent_core::fault::{Cidr, Direction, Fault, Target};
+use troop_agent_core::fault::{Cidr, Fault, Target};
 use troop_agent_core::lease::{LeaseId, Ttl};
 use troop_agent_core::moment::Moment;
 
 use self::port::Pair;
 use self::table::{Detour, Into};
 use super::detour::links::{self, Known};
-use super::detour::{self, Budget, HELD_MAX_BYTES, LINES_MAX, Line, UNBOUND, kernel, mark, system, together};
+use super::detour::{self, Budget, HELD_MAX_BYTES, Line, UNBOUND, kernel, mark, system, together};
 use super::{Backing, By, Device, Order, Plane, PlaneError, Seen, concern, fingerprint};
 use crate::clock;
 use crate::netlink::Netlink;
@@ -85,13 +85,9 @@ impl ForwardPlane {
 
     /// Everything but the filter: nothing is held yet.
     fn prepare(&mut self, order: &Order, journal: &mut Journal, roads: &mut Vec<Road>) -> Result<(), PlaneError> {
-        let ways = ways(order.fault.direction);
-        let count = ways.len() * order.devices.len();
-        for device in &order.devices {
-            for way in &ways {
-                let road = self.build(order, device, *way, roads.len(), count, journal)?;
-                roads.push(road);
-            }
+        let all = detour::roads(order).map_err(cannot)?;
+        for (number, (device, way)) in all.iter().enumerate() {
+            roads.push(self.build(order, device, *way, number, all.len(), journal)?);
         }
         Ok(())
     }
@@ -171,10 +167,7 @@ impl Plane for ForwardPlane {
     }
 
     fn apply(&mut self, order: &Order, journal: &mut Journal) -> Result<(), PlaneError> {
-        let count = ways(order.fault.direction).len() * order.devices.len();
-        if count == 0 || count > LINES_MAX {
-            return Err(cannot(format!("{count} devices and directions; 1 to {LINES_MAX} it can")));
-        }
+        detour::roads(order).map_err(cannot)?;
         if self.faults.contains_key(&order.lease) {
             return Err(cannot(format!("`{}` twice", order.lease)));
         }
@@ -271,12 +264,6 @@ fn await_rest(net: &mut Netlink, road: &Road) {
 /// The memory in which large frames may wait for one of so many threads.
 fn large_bytes(count: usize) -> usize {
     (LARGE_BYTES / count).max(LARGE_MIN_BYTES)
-}
-
-pub(super) fn ways(direction: Direction) -> Vec<Way> {
-    let egress = direction.has_egress().then_some(Way::Out);
-    let ingress = direction.has_ingress().then_some(Way::In);
-    egress.into_iter().chain(ingress).collect()
 }
 
 fn cannot(what: String) -> PlaneError {

@@ -9,7 +9,7 @@ use crate::netlink::Netlink;
 use crate::nft::Nft;
 use crate::packet::Way;
 use crate::plane::PlaneError;
-use crate::plane::detour::{kernel, links, mark, system};
+use crate::plane::detour::{kernel, links, mark, system, ways};
 use crate::sys::{Rings, Sender};
 use crate::undo::Change;
 
@@ -37,7 +37,7 @@ pub fn probe(direction: Direction) -> Result<(), PlaneError> {
         // An address for documentation (RFC 5737), which nobody has.
         let nobody = Selectors { peers: vec![Cidr::host([192, 0, 2, 1].into())], ..Selectors::default() };
         let target = Target::new(nobody, &[]).map_err(|error| super::cannot(error.to_string()))?;
-        let ways = super::ways(direction);
+        let ways = ways(direction);
         let detours: Vec<_> = ways
             .into_iter()
             .map(|way: Way| Detour { way, device: PAIR[0], index: first, into: Into::Device(first), out_of: PAIR[1] })

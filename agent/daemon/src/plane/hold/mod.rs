@@ -40,7 +40,7 @@ use troop_agent_core::shaper::Bound;
 use self::port::Queue;
 use self::space::{Ends, Space};
 use self::table::Lead;
-use super::detour::{self, Budget, HELD_MAX_BYTES, LINES_MAX, Line, kernel, links, mark, system, together};
+use super::detour::{self, Budget, HELD_MAX_BYTES, Line, kernel, links, mark, system, together};
 use super::forward::table::{self as filter, Detour, Into};
 use super::{Backing, By, Device, Order, Plane, PlaneError, Seen, concern, fingerprint};
 use crate::clock;
@@ -112,13 +112,9 @@ impl HoldPlane {
 
     /// Everything but the tables: nothing waits yet.
     fn prepare(&mut self, order: &Order, journal: &mut Journal, roads: &mut Vec<Road>) -> Result<(), PlaneError> {
-        let ways = super::forward::ways(order.fault.direction);
-        let count = ways.len() * order.devices.len();
-        for device in &order.devices {
-            for way in &ways {
-                let road = self.build(order, device, *way, roads.len(), count, journal)?;
-                roads.push(road);
-            }
+        let all = detour::roads(order).map_err(cannot)?;
+        for (number, (device, way)) in all.iter().enumerate() {
+            roads.push(self.build(order, device, *way, number, all.len(), journal)?);
         }
         Ok(())
     }
@@ -239,10 +235,7 @@ impl Plane for HoldPlane {
 
     fn apply(&mut self, order: &Order, journal: &mut Journal) -> Result<(), PlaneError> {
         self.can(&order.fault)?;
-        let count = super::forward::ways(order.fault.direction).len() * order.devices.len();
-        if count == 0 || count > LINES_MAX {
-            return Err(cannot(format!("{count} devices and directions; 1 to {LINES_MAX} it can")));
-        }
+        detour::roads(order).map_err(cannot)?;
         if self.faults.contains_key(&order.lease) || self.leaving.contains_key(&order.lease) {
             return Err(cannot(format!("`{}` twice", order.lease)));
         }
