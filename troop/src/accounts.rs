@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use troop_cloud::Cloud;
+#[cfg(feature = "aws")]
+use troop_cloud::aws::{AwsCloud, Credentials};
 use troop_policies::policy::Site;
 
 /// A cloud an account, for the accounts of the site file. None is asked anything yet.
@@ -23,8 +25,17 @@ pub async fn clouds(site: &Site) -> Result<Vec<Arc<dyn Cloud>>, String> {
 /// # Errors
 /// As [`clouds`].
 #[cfg(feature = "aws")]
-pub async fn aws_clouds(site: &Site) -> Result<Vec<troop_cloud::aws::AwsCloud>, String> {
-    use troop_cloud::aws::{AwsCloud, AwsConfig, Credentials, Patience};
+pub async fn aws_clouds(site: &Site) -> Result<Vec<AwsCloud>, String> {
+    aws_clouds_by(site, &Credentials::Chain).await
+}
+
+/// The same by these credentials.
+///
+/// # Errors
+/// As [`clouds`].
+#[cfg(feature = "aws")]
+pub async fn aws_clouds_by(site: &Site, credentials: &Credentials) -> Result<Vec<AwsCloud>, String> {
+    use troop_cloud::aws::{AwsConfig, Patience};
 
     let mut clouds = Vec::new();
     for account in &site.accounts {
@@ -34,7 +45,7 @@ pub async fn aws_clouds(site: &Site) -> Result<Vec<troop_cloud::aws::AwsCloud>, 
             account: account.name.clone(),
             role_arn: account.role.clone(),
             regions: account.regions.clone(),
-            credentials: Credentials::Chain,
+            credentials: credentials.clone(),
             name_tags: site.aws.name_tags.clone(),
             endpoint_url: site.aws.endpoint.clone(),
             patience: if is_a_stand_in(site) { Patience::with_a_stand_in() } else { Patience::default() },

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use troop_cloud::Cloud;
+use troop_cloud::aws::Credentials;
 use troop_cloud::aws::operator::Operator;
 use troop_policies::{ClusterName, RegionName};
 
@@ -75,7 +76,9 @@ pub async fn run(options: &Options, stop: CancellationToken) -> Result<(Summary,
     let site = site::write(folder.path(), &front.url, &room.url, &brought.settings)?;
 
     let state = StateDir::find(Some(&folder.path().join("state")), |_| None).map_err(UpError::State)?;
-    let clouds = accounts::aws_clouds(&site).await.map_err(|why| failed(CHAPTER, why))?;
+    // Whoever has keys of AWS shows them to no stand-in.
+    let keys = Credentials::Static { key_id: "TROOPDEMO".to_owned(), secret: "a stand-in takes any".to_owned() };
+    let clouds = accounts::aws_clouds_by(&site, &keys).await.map_err(|why| failed(CHAPTER, why))?;
     let clouds: Vec<Arc<dyn Cloud>> = clouds.into_iter().map(|cloud| Arc::new(cloud) as Arc<dyn Cloud>).collect();
     let seat = Seat::take(&state, &site)?;
     let calendar = Calendar::standing(chapters::calendar_start(clock::real_now()));
