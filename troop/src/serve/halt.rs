@@ -35,6 +35,8 @@ pub async fn resume(core: &Core, who: &str, why: &str) -> Result<(), StateError>
     core.host.end_halt()?;
     let written = core.record(&Record::Resumed { who: who.to_owned(), why: why.to_owned() }, Some(who)).await;
     core.trouble("ledger", written.err().map(|e| chain(&e)));
+    // Whoever asks for a fault from now on finds agents that know it.
+    core.agents.set_halted(core.is_halted());
     Ok(())
 }
 
@@ -45,9 +47,10 @@ pub async fn watch(core: Arc<Core>) {
     loop {
         every.tick().await;
         let halted = core.is_halted();
+        // Each time, whoever may have told them otherwise meanwhile.
+        core.agents.set_halted(halted);
         if was_halted != Some(halted) {
             tracing::info!(halted, "halt state");
-            core.agents.set_halted(halted);
             follow(&core).await;
             was_halted = Some(halted);
         }
